@@ -278,8 +278,8 @@ def _require_finite(
     models: Sequence[ScoredModel], contexts: Sequence[Context], chunk: Chunk
 ) -> None:
     for model, logits in zip(models, chunk.logits, strict=True):
-        # A sum is finite only if all of its summands are.
-        bad = ~logits.sum(1).isfinite()
+        # Minus infinity is the logit of a token that the model excludes.
+        bad = ~logits.amax(1).isfinite()
         if bad.any():
             place = int(bad.nonzero()[0, 0])
             context = contexts[int(chunk.rows[place])]

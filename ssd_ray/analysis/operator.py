@@ -173,9 +173,13 @@ class Ranking:
         Of equal logits, the larger id comes first.
         """
         width = min(width, self.vocabulary)
-        if width not in self._fetched:
+        # Those fetched before are the beginning of these, if they are not fewer.
+        wider = min((each for each in self._fetched if each >= width), default=None)
+        if wider is None:
+            wider = width
             self._fetched[width] = _largest(self.logits, width)
-        return self._fetched[width]
+        values, ids = self._fetched[wider]
+        return values[:, :width], ids[:, :width]
 
     def support(self, decoding: DecodingLike) -> Support:
         """Return the tokens kept by a decoding.

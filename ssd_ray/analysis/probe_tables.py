@@ -1,0 +1,248 @@
+"""Tables of a probe: positions, answers and heads, written shard by shard.
+
+- A shard holds some consecutive batches. Its three files appear by rename, `positions` last, so a
+  killed probe resumes at its last complete shard.
+- `positions`: a row for each position and model. `answers`: a row for each answer and model.
+  `heads`: the most likely tokens at a sample of the positions, and at all of the answers shown.
+- Complete shards are joined into one file a table, row group by row group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssd_ray.analysis import forward
+from ssd_ray.analysis.forward import Context, ScoredModel
+from ssd_ray.analysis.measures import Measures, Settings, measure
+from ssd_ray.artifacts.files import make_directory
+from ssd_ray.artifacts.shards import shard_paths, write_table
+from ssd_ray.progress import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_POSITIONS = 8192
+"""Least positions of a shard but the last."""
+NUM_HEADS = 2000
+"""Positions sampled for `heads`."""
+TABLES = ("answers", "heads", "positions")
+"""Tables in the order of their writing."""
+SHARDS = "shards"
+_HEADS = ("head_ids", "head_log_probabilities", "base_log_probabilities", "tail_log_masses")
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work of a probe: models on contexts."""
+
+    models: tuple[ScoredModel, ...]
+    """The base first; their names are those in the tables."""
+    contexts: tuple[Context, ...]
+    domains: tuple[str, ...]
+    """Domain of each context."""
+    shown: frozenset[int]
+    """Numbers of the contexts with a head at every position."""
+    kinds: Callable[[Context], Sequence[str]]
+    """Function to the kind of each token of an answer."""
+    settings: Settings
+    budget: int = forward.BATCH_TOKENS
+
+
+def write(job: Job, out: Path, progress: Progress) -> None:
+    """Write the tables of a probe into `out`, resuming after its complete shards.
+
+    Raises:
+        UserError: as for `forward.check` and `forward.score`, or the disk is full.
+    """
+    forward.check(job.models, job.contexts)
+    directory = out / SHARDS
+    make_directory(directory)
+    groups = list(_shards(job))
+    total = sum(context.num_positions for context in job.contexts)
+    existing = {path.name for path in shard_paths(directory)}
+    done = 0
+    with progress.task("probe", total, "positions") as task:
+        for number, group in enumerate(groups):
+            if f"positions-{number:05}.parquet" not in existing:
+                _write_shard(job, group, directory, number)
+            done += sum(job.contexts[row].num_positions for batch in group for row in batch)
+            task.update(done)
+    for name in TABLES:
+        _join(directory, name, out / f"{name}.parquet")
+
+
+def _shards(job: Job) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the batches of each shard."""
+    group: list[tuple[int, ...]] = []
+    positions = 0
+    for batch in forward.batches(job.contexts, job.budget):
+        group.append(batch)
+        positions += sum(job.contexts[row].num_positions for row in batch)
+        if positions >= SHARD_POSITIONS:
+            yield group
+            group, positions = [], 0
+    if group:
+        yield group
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Positions of a shard, in the order of its rows."""
+
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+
+def _write_shard(
+    job: Job, group: Sequence[tuple[int, ...]], directory: Path, number: int
+) -> None:
+    parts: list[list[Measures]] = [[] for _ in job.models]
+    columns: list[list[Tensor]] = [[], [], []]
+    for batch in group:
+        for chunk in forward.score(job.models, job.contexts, batch):
+            for each, values in zip(
+                parts, measure(chunk.logits, chunk.tokens, job.settings), strict=True
+            ):
+                each.append(values)
+            for column, tensor in zip(
+                columns, (chunk.rows, chunk.offsets, chunk.tokens.cpu()), strict=True
+            ):
+                column.append(tensor)
+    rows, offsets, tokens = (torch.cat(column).numpy() for column in columns)
+    places = _Places(rows=rows, offsets=offsets, tokens=tokens)
+    measured = [Measures.joined(each) for each in parts]
+    sampled = _sampled(job, places)
+    tables = {
+        "answers": [_answers(job, places, *each) for each in _named(job, measured)],
+        "heads": [_heads(job, places, sampled, *each) for each in _named(job, measured)],
+        "positions": [_positions(job, places, *each) for each in _named(job, measured)],
+    }
+    import pyarrow as pa
+
+    for name in TABLES:
+        write_table(directory, f"{name}-{number:05}", pa.concat_tables(tables[name]))
+
+
+def _named(job: Job, measured: Sequence[Measures]) -> Iterator[tuple[str, Measures]]:
+    return ((model.name, each) for model, each in zip(job.models, measured, strict=True))
+
+
+def _sampled(job: Job, places: _Places) -> Bools:
+    """Return which positions are in an even sample of all."""
+    counts = np.array([context.num_positions for context in job.contexts], dtype=np.int64)
+    skipped = np.array([context.num_skipped for context in job.contexts], dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    index = starts[places.rows] + places.offsets - skipped[places.rows]
+    total = int(counts.sum())
+    quota = min(NUM_HEADS, total)
+    chosen: Bools = (index + 1) * quota // total > index * quota // total
+    return chosen
+
+
+def _keys(job: Job, rows: NDArray[np.int64], model: str) -> dict[str, pa.Array]:
+    """Return the columns that name an answer and a model."""
+    import pyarrow as pa
+
+    contexts = [job.contexts[row] for row in rows]
+    return {
+        "problem_id": pa.array([context.problem_id for context in contexts]),
+        "sample_index": pa.array([context.sample_index for context in contexts], pa.int32()),
+        "domain": pa.array([job.domains[row] for row in rows]),
+        "model": pa.array([model] * len(rows), pa.string()),
+    }
+
+
+def _positions(job: Job, places: _Places, model: str, measures: Measures) -> pa.Table:
+    import pyarrow as pa
+
+    kinds = {row: job.kinds(job.contexts[row]) for row in np.unique(places.rows).tolist()}
+    columns = _keys(job, places.rows, model)
+    columns |= {
+        "position": pa.array(places.offsets, pa.int32()),
+        "token_id": pa.array(places.tokens, pa.int32()),
+        "token_kind": pa.array(
+            [
+                kinds[row][offset]
+                for row, offset in zip(places.rows.tolist(), places.offsets.tolist(), strict=True)
+            ]
+        ),
+    }
+    columns |= {
+        name: _array(tensor)
+        for name, tensor in vars(measures).items()
+        if name not in (*_HEADS, "progress")
+    }
+    return pa.table(columns)
+
+
+def _heads(
+    job: Job, places: _Places, sampled: Bools, model: str, measures: Measures
+) -> pa.Table:
+    import pyarrow as pa
+
+    shown = np.isin(places.rows, sorted(job.shown))
+    kept = sampled | shown
+    chosen = torch.from_numpy(kept)
+    columns = _keys(job, places.rows[kept], model)
+    columns |= {
+        "position": pa.array(places.offsets[kept], pa.int32()),
+        "token_id": pa.array(places.tokens[kept], pa.int32()),
+        "is_sampled": pa.array(sampled[kept]),
+        "is_shown": pa.array(shown[kept]),
+    }
+    columns |= {
+        name: _array(getattr(measures, name)[chosen])
+        for name in ("support_size", "entropy", "log_probability", *_HEADS)
+    }
+    return pa.table(columns)
+
+
+def _answers(job: Job, places: _Places, model: str, measures: Measures) -> pa.Table:
+    """Return the sums over the positions of each answer."""
+    import pyarrow as pa
+
+    rows, inverse = np.unique(places.rows, return_inverse=True)
+    sums = torch.zeros((len(rows), measures.progress.shape[1]), dtype=torch.float64)
+    sums.index_add_(0, torch.from_numpy(inverse), measures.progress)
+    columns = _keys(job, rows, model)
+    columns |= {
+        "positions": pa.array(np.bincount(inverse), pa.int32()),
+        "progress": _array(sums, pa.float64()),
+    }
+    return pa.table(columns)
+
+
+def _array(tensor: Tensor, kind: pa.DataType | None = None) -> pa.Array:
+    """Return a column: numbers, or lists of them for a tensor of two dimensions."""
+    import pyarrow as pa
+
+    kind = kind or (pa.float32() if tensor.is_floating_point() else pa.int32())
+    values = pa.array(tensor.flatten().numpy()).cast(kind)
+    if tensor.dim() == 1:
+        return values
+    return pa.FixedSizeListArray.from_arrays(values, tensor.shape[1])
+
+
+def _join(directory: Path, name: str, target: Path) -> None:
+    """Write the shards of a table as one file, a row group each, without all in memory."""
+    import pyarrow.parquet as pq
+
+    temporary = target.with_name(f".{target.name}.partial")
+    paths = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
+    with pq.ParquetWriter(
+        temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
+    ) as writer:
+        for path in paths:
+            writer.write_table(pq.read_table(path))
+    temporary.replace(target)

@@ -1,0 +1,152 @@
+"""The page of a probe: plots, tables, and answers with every token colored.
+
+It opens without a network and holds no script; layers are radio buttons, details appear on hover.
+The template engine escapes every text of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ssd_ray.analysis.operator import Setting
+from ssd_ray.reporting.numbers.probe_groups import Group
+from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, Student
+from ssd_ray.reporting.plots.probe_plots import TYPE_WORDS, probe_pictures
+from ssd_ray.reporting.probe_programs import Program
+from ssd_ray.reporting.templates.environment import environment
+from ssd_ray.reporting.words import NBSP, percent, points, rounded
+from ssd_ray.statistics.metrics import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One result in words."""
+
+    where: str
+    value: str
+    note: str
+    tone: str
+    """Class of its border: lock, fork or quiet."""
+
+
+def probe_page(numbers: ProbeNumbers, programs: Sequence[Program]) -> str:
+    """Return probe.html."""
+    template = environment().get_template("probe.html.j2")
+    return template.render(
+        numbers=numbers,
+        student=numbers.students[-1] if numbers.students else None,
+        headlines=list(_headlines(numbers)),
+        pictures=probe_pictures(numbers),
+        programs=programs,
+        means=list(_means(numbers)),
+        type_words=TYPE_WORDS,
+        range=interval_text,
+        setting=setting_text,
+    )
+
+
+def setting_text(setting: Setting) -> str:
+    """Format a decoding: `T 1.6, top-k 20, top-p 0.8`."""
+    parts = [f"T {setting.temperature:.3g}"]
+    parts += [] if setting.top_k is None else [f"top-k {setting.top_k}"]
+    parts += [] if setting.top_p >= 1 else [f"top-p {setting.top_p:.3g}"]
+    if len(parts) == 1:
+        parts.append("no truncation")
+    return ", ".join(parts)
+
+
+def interval_text(value: Interval | None, unit: str = "") -> str:
+    """Format an estimate with its interval in a unit: `percent`, `points`, or as it is."""
+    if value is None:
+        return "undefined"
+    if unit == "percent":
+        middle = percent(value.estimate)
+        low, high = rounded(100 * value.low, 1), rounded(100 * value.high, 1)
+    elif unit == "points":
+        middle, low, high = (points(each, 2) for each in (value.estimate, value.low, value.high))
+    else:
+        middle, low, high = (rounded(each, 3) for each in (value.estimate, value.low, value.high))
+    text = f"{middle} ({low} to {high})"
+    return text.replace("-", "\u2212").replace(" ", NBSP)
+
+
+def _headlines(numbers: ProbeNumbers) -> Iterator[Headline]:
+    types = {group.name: group for group in numbers.views.types}
+    locks = types.get("lock")
+    forks = types.get("fork")
+    yield Headline(
+        where="Locks and forks of the base",
+        value=f"{percent(_share(locks))} locks, {percent(_share(forks))} forks",
+        note=f"Tokens that survive {setting_text(numbers.settings.training)}: one is a lock, three "
+        "or more are a fork.",
+        tone="quiet",
+    )
+    if numbers.students:
+        yield from _changes(numbers, numbers.students[-1])
+
+
+def _share(group: Group | None) -> float:
+    return group.share.estimate if group else 0.0
+
+
+def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
+    signals = student.signals[0]
+    training = numbers.settings.training.temperature
+    yield Headline(
+        where="Locks sharpen",
+        value=f"{interval_text(signals.lock_sharpening, 'points')} points",
+        note="Rise of the probability of the base's only surviving token.",
+        tone="lock",
+    )
+    yield Headline(
+        where="Forks spread",
+        value=f"{interval_text(signals.fork_spreading)} nats",
+        note="Rise of the entropy among the surviving tokens of the base.",
+        tone="fork",
+    )
+    yield Headline(
+        where="Gap closed",
+        value=interval_text(signals.gap_closed, "percent"),
+        note="0 at the base, 100 % at the ideal fit to the samples' distribution.",
+        tone="quiet",
+    )
+    yield Headline(
+        where="Temperature reached",
+        value=interval_text(signals.temperature_reached),
+        note=f"The samples were drawn at {training:g}; the base is at 1.",
+        tone="quiet",
+    )
+    decoding = student.decoding
+    yield Headline(
+        where="Decoding alone would explain",
+        value=f"{interval_text(decoding.explained, 'percent')} of the change",
+        note=f"The nearest decoding of the base is {setting_text(decoding.setting)}, to the "
+        f"student at {setting_text(numbers.settings.evaluation)}.",
+        tone="quiet",
+    )
+
+
+def _means(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows of the table of means: a label, then a cell for each model."""
+    labels = {
+        "support_compression": "support compression, −log p(S)",
+        "reshaping": "reshaping within S",
+        "alignment": "alignment with the base",
+        "constant": "constant, T H(q)",
+        "cross_entropy": "their sum: the loss on samples",
+        "kept_mass": "mass of S",
+        "entropy": "entropy",
+        "entropy_gate": "of being in S or not",
+        "entropy_head": "within S",
+        "entropy_tail": "outside of S",
+        "log_probability": "log-probability of the token there",
+    }
+    for name, label in labels.items():
+        yield (
+            label,
+            [
+                rounded(numbers.views.everything.models[model].means[name], 4)
+                for model in numbers.models
+            ],
+        )

@@ -1,0 +1,93 @@
+"""Intervals of means over problems of unequal size, and of any function of sums over problems.
+
+- Problems are the unit: positions of one answer depend on one another.
+- A mean over all positions is a ratio of sums, and its variance that of the ratio's linearization
+  (Cochran 1977, section 6.4). Its degrees of freedom are the effective number of problems less one.
+- A function of sums has the interval of the jackknife.
+
+Pure functions on arrays, without I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ssd_ray.errors import UserError
+from ssd_ray.statistics.metrics import Interval, Values, effective_number
+
+MIN_PROBLEMS = 2
+"""Fewest problems of an interval."""
+
+
+def ratio_interval(sums: Values, sizes: Values, *, confidence: float) -> Interval:
+    """Return sum(sums) / sum(sizes) with its interval over problems.
+
+    Args:
+        sums: float64 [problems].
+        sizes: float64 [problems], at least 0. Problems of size 0 are left out.
+        confidence: level of the interval.
+
+    Raises:
+        UserError: fewer than two problems have a size, or a confidence not in (0, 1).
+    """
+    _check(confidence)
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    number = _require(len(sizes))
+    total = float(sizes.sum())
+    estimate = float(sums.sum()) / total
+    residuals = sums - estimate * sizes
+    variance = number / (number - 1) * float((residuals**2).sum()) / total**2
+    half = _student(effective_number(sizes) - 1, confidence) * math.sqrt(variance)
+    return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+
+
+def jackknife_interval(
+    function: Callable[[Values], float | None], sums: Values, *, confidence: float
+) -> Interval | None:
+    """Return function(total) with the jackknife's interval over problems.
+
+    Args:
+        function: of the total, float64 [columns]; None where it is undefined.
+        sums: float64 [problems, columns].
+        confidence: level of the interval.
+
+    Returns:
+        None if the function is undefined for the total, or without one of the problems.
+
+    Raises:
+        UserError: as for `ratio_interval`.
+    """
+    _check(confidence)
+    number = _require(len(sums))
+    total = sums.sum(0)
+    estimate = function(total)
+    others = [function(total - own) for own in sums]
+    if estimate is None or any(value is None for value in others):
+        return None
+    values = np.array(others, dtype=np.float64)
+    variance = (number - 1) / number * float(((values - values.mean()) ** 2).sum())
+    half = _student(number - 1, confidence) * math.sqrt(variance)
+    return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+
+
+def _student(freedom: float, confidence: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(freedom, 1.0), (1 + confidence) / 2))
+
+
+def _require(problems: int) -> int:
+    if problems < MIN_PROBLEMS:
+        raise UserError(
+            f"an interval needs at least {MIN_PROBLEMS} problems, not {problems}: "
+            "give answers to more problems"
+        )
+    return problems
+
+
+def _check(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence={confidence} must be between 0 and 1")
