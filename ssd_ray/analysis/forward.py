@@ -13,6 +13,7 @@ Reads model directories; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,14 +113,15 @@ class ScoredModel:
         """
         from transformers import AutoModelForCausalLM
 
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=loading.load_config(directory),
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _without_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=loading.load_config(directory),
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if info["missing_keys"]:
             lacking = ", ".join(sorted(info["missing_keys"])[:3])
             raise UserError(
@@ -175,12 +177,26 @@ class ScoredModel:
         expected = self._model(input_ids=ids.to(self.device), use_cache=False).logits[0].float()
         near = 1e-4 if hidden.dtype == torch.float32 else 0.02
         # Weights that are not numbers are reported with their position, while scoring.
-        tolerance = near * float(expected.abs().max())
+        tolerance = near * float(expected.nan_to_num().abs().max())
         if not torch.allclose(logits, expected, rtol=near, atol=tolerance, equal_nan=True):
             raise UserError(
                 f"{self.name}: the logits of {kind} are not those of its output head, scaled and "
                 "capped as configured: choose another architecture"
             )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the bars of transformers out of the progress of this package."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def check(models: Sequence[ScoredModel], contexts: Sequence[Context]) -> None:

@@ -10,7 +10,7 @@
 - Distributions are known on heads, the most likely tokens. All tokens outside of a student's head
   count as one.
 
-Pure functions on arrays.
+Pure functions on arrays. They are numpy's: so many small steps would wait for torch's threads.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from torch import Tensor
+from scipy.special import xlogy
 
 from ssd_ray.analysis.measures import TAIL_POWERS
 from ssd_ray.analysis.operator import GREEDY, Setting
 
-_TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 3.0, 18))
-_TOP_K = (1, 2, 3, 5, 8, 12, 20, 32, 48, None)
-_TOP_P = (0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+Floats = NDArray[np.float64]
+
+_TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 3.0, 14))
+_TOP_K = (1, 3, 5, 10, 20, 40, None)
+_TOP_P = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+_GRID_POSITIONS = 400
+_MOST_LOG = 700.0
 _FINEST = 0.0005
 """Last step of the local search, as a share of the temperature and as top-p."""
 
@@ -39,12 +43,20 @@ _FINEST = 0.0005
 class Heads:
     """Most likely tokens of a model at some positions, most likely first."""
 
-    log_probabilities: Tensor
+    log_probabilities: Floats
     """float64 [positions, head]."""
-    base_log_probabilities: Tensor
+    base_log_probabilities: Floats
     """The base's log-probabilities of the same tokens, float64 [positions, head]."""
-    tail_log_masses: Tensor
+    tail_log_masses: Floats
     """log of the sum of p^g outside of the head at each of `TAIL_POWERS`, [positions, powers]."""
+
+    def at(self, positions: NDArray[np.int64]) -> Heads:
+        """Return the heads of some positions."""
+        return Heads(
+            log_probabilities=self.log_probabilities[positions],
+            base_log_probabilities=self.base_log_probabilities[positions],
+            tail_log_masses=self.tail_log_masses[positions],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +64,23 @@ class Nearest:
     """The nearest decoding of the base, and its distance at each position."""
 
     setting: Setting
-    distances: Tensor
+    distances: Floats
     """float64 [positions]."""
-    changes: Tensor
+    changes: Floats
     """Distance of the base decoded as the student, float64 [positions]."""
 
 
 def nearest(base: Heads, student: Heads, evaluation: Setting) -> Nearest:
     """Search the decodings of the base for the one nearest to the student under `evaluation`.
 
-    A grid of temperature, top-k and top-p comes first, then a local search from its best point.
+    A grid of temperature, top-k and top-p over some positions comes first, then a local search over
+    all of them from its best point.
     """
+    number = len(base.log_probabilities)
+    some = np.arange(0, number, max(1, number // _GRID_POSITIONS))
+    coarse = _Search(base.at(some), student.at(some), evaluation)
+    start = min(_grid(evaluation), key=coarse.mean)
     search = _Search(base, student, evaluation)
-    start = min(_grid(evaluation), key=search.mean)
     best = search.descend(start)
     return Nearest(
         setting=best,
@@ -83,23 +99,22 @@ class _Search:
     """Distances of a student to decodings of the base."""
 
     def __init__(self, base: Heads, student: Heads, evaluation: Setting) -> None:
-        self._base = _Powers(base)
-        decoded = _Powers(student).decoded(evaluation)
-        width = int(decoded.sizes.max())
-        self._student = decoded.probabilities[:, :width]
-        self._rest = (1 - self._student.sum(1)).clamp(min=0)
-        self._tokens = student.base_log_probabilities[:, :width]
+        self._base = _Tempered(base, student.base_log_probabilities)
+        own = _Tempered(student, student.log_probabilities)
+        probabilities = own.decoded(evaluation)
+        width = int((probabilities > 0).sum(1).max())
+        self._student = probabilities[:, :width]
+        self._width = width
         self._means: dict[Setting, float] = {}
 
-    def distances(self, setting: Setting) -> Tensor:
+    def distances(self, setting: Setting) -> Floats:
         """Return the divergence at each position."""
-        decoded = self._base.decoded(setting)
-        power = 1 / max(setting.temperature, GREEDY)
-        kept = self._tokens >= decoded.least[:, None]
-        probabilities = (power * self._tokens - decoded.log_norm[:, None]).exp() * kept
-        probabilities = probabilities * (self._student > 0)
-        rest = (1 - probabilities.sum(1)).clamp(min=0)
-        return _divergence(self._student, probabilities).sum(1) + _divergence(self._rest, rest)
+        own = self._student
+        other = self._base.decoded(setting)[:, : self._width] * (own > 0)
+        rest = np.maximum(1 - own.sum(1), 0)
+        rest_of_other = np.maximum(1 - other.sum(1), 0)
+        distances: Floats = _divergence(own, other).sum(1) + _divergence(rest, rest_of_other)
+        return distances
 
     def mean(self, setting: Setting) -> float:
         """Return the mean divergence."""
@@ -121,71 +136,65 @@ class _Search:
 
 def _neighbors(setting: Setting, step: float) -> Iterator[Setting]:
     top_k = setting.top_k
-    limits = {top_k} if top_k is None else {top_k, max(1, top_k - 1), top_k + 1, None}
-    masses = {setting.top_p, max(0.01, setting.top_p - step), min(1.0, setting.top_p + step)}
-    for factor, limit, mass in itertools.product((1 - step, 1.0, 1 + step), limits, masses):
-        yield Setting(temperature=setting.temperature * factor, top_k=limit, top_p=mass)
+    masses = (max(0.01, setting.top_p - step), setting.top_p, min(1.0, setting.top_p + step))
+    for factor, mass in itertools.product((1 - step, 1.0, 1 + step), sorted(set(masses))):
+        yield Setting(temperature=setting.temperature * factor, top_k=top_k, top_p=mass)
+    if top_k is not None:
+        for limit in (max(1, top_k - 1), top_k + 1, None):
+            yield replace(setting, top_k=limit)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Decoded:
-    probabilities: Tensor
-    """On the head, 0 where cut, [positions, head]."""
-    sizes: Tensor
-    """Tokens of the head that are kept, [positions]."""
-    least: Tensor
-    """Smallest log-probability that is kept, before tempering, [positions]."""
-    log_norm: Tensor
-    """log of the kept mass of p^(1/T), [positions]."""
+class _Tempered:
+    """Decodings of a model: probabilities of chosen tokens, from the model's heads.
 
+    What depends on the temperature alone is computed once for all truncations.
+    """
 
-class _Powers:
-    """Decodings of a model from its heads."""
-
-    def __init__(self, heads: Heads) -> None:
+    def __init__(self, heads: Heads, chosen: Floats) -> None:
+        """Take the heads, and log-probabilities of the chosen tokens under the same model."""
         self._heads = heads.log_probabilities
-        self._tail = CubicSpline(TAIL_POWERS, heads.tail_log_masses.numpy(), axis=1)
+        self._chosen = chosen
+        self._tail = CubicSpline(TAIL_POWERS, heads.tail_log_masses, axis=1)
+        self._temperature = math.nan
 
-    def decoded(self, setting: Setting) -> _Decoded:
-        """Return the distribution of a decoding."""
-        power = 1 / max(setting.temperature, GREEDY)
-        scaled = power * self._heads
-        norm = scaled.logsumexp(1)
-        limit = self._heads.shape[1] if setting.top_k is None else setting.top_k
+    def decoded(self, setting: Setting) -> Floats:
+        """Return the probabilities of the chosen tokens, 0 where cut, [positions, chosen]."""
+        self._temper(setting.temperature)
+        width = self._heads.shape[1]
+        limit = width if setting.top_k is None else min(setting.top_k, width)
+        norm = self._sums[:, limit - 1]
         if setting.top_k is None:
-            # Beyond the last power the tail has no mass to speak of.
-            tail = self._tail(min(power, TAIL_POWERS[-1])) if power <= 2 * TAIL_POWERS[-1] else -99
-            norm = torch.logaddexp(norm, torch.as_tensor(tail))
-        else:
-            norm = scaled[:, :limit].logsumexp(1)
-        mass = (scaled - norm[:, None]).exp()
-        before = mass.cumsum(1) - mass
-        kept = (before < setting.top_p) & (torch.arange(mass.shape[1]) < limit)
-        kept[:, 0] = True
-        everything = kept.all(1)
-        within = (mass * kept).sum(1)
-        # Where the head is kept and mass is missing, the rest comes from the tail.
-        reached = torch.where(
-            everything & (setting.top_k is None), within.clamp(min=setting.top_p), within
-        )
-        sizes = kept.sum(1)
-        least = self._heads.gather(1, sizes[:, None] - 1)[:, 0]
+            norm = norm + self._beyond
+        wanted = setting.top_p * norm
+        # A token survives if those before it have less than the wanted mass. The first one does.
+        last = (self._sums[:, : limit - 1] < wanted[:, None]).sum(1)
+        rows = np.arange(len(last))
+        kept = self._sums[rows, last]
+        least = self._heads[rows, last]
         if setting.top_k is None:
-            least = torch.where(everything, torch.full_like(least, -math.inf), least)
-        return _Decoded(
-            probabilities=mass * kept / reached[:, None],
-            sizes=sizes,
-            least=least,
-            log_norm=norm + reached.log(),
-        )
+            # Where the head lacks mass, the rest comes from beyond it.
+            reaches_beyond = kept < wanted
+            kept = np.where(reaches_beyond, wanted, kept)
+            least = np.where(reaches_beyond, -math.inf, least)
+        probabilities: Floats = self._weights / kept[:, None] * (self._chosen >= least[:, None])
+        return probabilities
+
+    def _temper(self, temperature: float) -> None:
+        """Compute the weights at a temperature, in units of that of the most likely token."""
+        if temperature == self._temperature:
+            return
+        self._temperature = temperature
+        power = 1 / max(temperature, GREEDY)
+        largest = self._heads[:, :1]
+        self._sums = np.exp(power * (self._heads - largest)).cumsum(1)
+        self._weights = np.exp(power * (self._chosen - largest))
+        # Above the last power, the tail has no mass to speak of.
+        tail = self._tail(min(power, TAIL_POWERS[-1]))
+        self._beyond = np.exp(np.minimum(tail - power * largest[:, 0], _MOST_LOG))
 
 
-def _divergence(first: Tensor, second: Tensor) -> Tensor:
+def _divergence(first: Floats, second: Floats) -> Floats:
     """Return the summands of the Jensen-Shannon divergence."""
     middle = (first + second) / 2
-    return 0.5 * (_summand(first, middle) + _summand(second, middle))
-
-
-def _summand(mass: Tensor, middle: Tensor) -> Tensor:
-    ratio = torch.where(mass > 0, mass / middle.clamp(min=1e-300), torch.ones_like(mass))
-    return mass * ratio.log()
+    summands: Floats = (xlogy(first, first) + xlogy(second, second)) / 2 - xlogy(middle, middle)
+    return summands

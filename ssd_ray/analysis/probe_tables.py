@@ -104,9 +104,7 @@ class _Places:
     tokens: NDArray[np.int64]
 
 
-def _write_shard(
-    job: Job, group: Sequence[tuple[int, ...]], directory: Path, number: int
-) -> None:
+def _write_shard(job: Job, group: Sequence[tuple[int, ...]], directory: Path, number: int) -> None:
     parts: list[list[Measures]] = [[] for _ in job.models]
     columns: list[list[Tensor]] = [[], [], []]
     for batch in group:
@@ -186,9 +184,7 @@ def _positions(job: Job, places: _Places, model: str, measures: Measures) -> pa.
     return pa.table(columns)
 
 
-def _heads(
-    job: Job, places: _Places, sampled: Bools, model: str, measures: Measures
-) -> pa.Table:
+def _heads(job: Job, places: _Places, sampled: Bools, model: str, measures: Measures) -> pa.Table:
     import pyarrow as pa
 
     shown = np.isin(places.rows, sorted(job.shown))

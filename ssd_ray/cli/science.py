@@ -1,4 +1,4 @@
-"""Commands of the science: the toy.
+"""Commands of the science: the toy, the probe.
 
 They start no Ray and need no recipe. Heavy libraries are imported inside of each command.
 """
@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from ssd_ray.cli import probe
 from ssd_ray.cli.console import results_console
 from ssd_ray.cli.options import Json
 
 commands = typer.Typer(rich_markup_mode=None)
+commands.add_typer(probe.commands)
 
 
 @commands.command()

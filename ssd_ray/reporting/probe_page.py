@@ -57,7 +57,7 @@ def setting_text(setting: Setting) -> str:
 
 
 def interval_text(value: Interval | None, unit: str = "") -> str:
-    """Format an estimate with its interval in a unit: `percent`, `points`, or as it is."""
+    """Format an interval as `percent`, `points`, a `small` number, or as it is."""
     if value is None:
         return "undefined"
     if unit == "percent":
@@ -66,9 +66,38 @@ def interval_text(value: Interval | None, unit: str = "") -> str:
     elif unit == "points":
         middle, low, high = (points(each, 2) for each in (value.estimate, value.low, value.high))
     else:
-        middle, low, high = (rounded(each, 3) for each in (value.estimate, value.low, value.high))
+        digits = 5 if unit == "small" else 3
+        middle, low, high = (
+            rounded(each, digits) for each in (value.estimate, value.low, value.high)
+        )
     text = f"{middle} ({low} to {high})"
     return text.replace("-", "\u2212").replace(" ", NBSP)
+
+
+def summary(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows of the terminal's table: a label, then a cell for each trained model."""
+    types = {group.name: group for group in numbers.views.types}
+    columns = max(1, len(numbers.students))
+    everything = numbers.views.everything
+    yield "positions", [f"{everything.positions:,} of {everything.problems} problems"] * columns
+    yield (
+        "locks, forks",
+        [f"{percent(_share(types.get('lock')))}, {percent(_share(types.get('fork')))}"] * columns,
+    )
+    if not numbers.students:
+        return
+    first = [student.signals[0] for student in numbers.students]
+    decodings = [student.decoding for student in numbers.students]
+    yield "gap closed", [interval_text(each.gap_closed, "percent") for each in first]
+    yield "temperature reached", [interval_text(each.temperature_reached) for each in first]
+    yield "tail removed", [interval_text(each.tail_removed, "percent") for each in first]
+    yield (
+        "lock sharpening (points)",
+        [interval_text(each.lock_sharpening, "points") for each in first],
+    )
+    yield "fork spreading (nats)", [interval_text(each.fork_spreading) for each in first]
+    yield "nearest decoding of the base", [setting_text(each.setting) for each in decodings]
+    yield "explained by it", [interval_text(each.explained, "percent") for each in decodings]
 
 
 def _headlines(numbers: ProbeNumbers) -> Iterator[Headline]:

@@ -51,7 +51,7 @@ LONGEST_SHOWN = 320
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Decodings given on the command line; None takes that of the run, else the paper's."""
+    """Decodings chosen on the command line; None takes that of the run, else the paper's."""
 
     train_temperature: float | None = None
     train_top_k: int | None = None
@@ -104,9 +104,11 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
             "dtype": dtype,
         },
     )
+    # The claim comes first: a directory with a lock is not empty.
+    manifests.claim(job.out, identity)
     with locked(job.out):
-        files.check_disk(job.out)
         if manifests.claim(job.out, identity) is None:
+            files.check_disk(job.out)
             scored = _load(replace(job, dtype=dtype), places, settings, progress)
             work = _work(scored, placed, settings, tokenizer)
             probe_tables.write(replace(work, budget=job.batch_tokens), job.out, progress)
@@ -145,7 +147,7 @@ def _digest(placed: Sequence[Placed]) -> str:
 
 
 def _settings(job: ProbeJob, places: Sequence[Place]) -> Settings:
-    """Return the decodings: those given, else of the first run, else the paper's.
+    """Return the decodings: those chosen, else of the first run, else the paper's.
 
     Raises:
         UserError: a number is out of its range.
@@ -160,20 +162,20 @@ def _settings(job: ProbeJob, places: Sequence[Place]) -> Settings:
             training=_setting(recipe.sample),
             evaluation=_setting(served) if served else PAPER.evaluation,
         )
-    given = job.choices
-    temperatures = (*given.temperatures, given.train_temperature, given.eval_temperature)
+    chosen = job.choices
+    temperatures = (*chosen.temperatures, chosen.train_temperature, chosen.eval_temperature)
     for value in temperatures:
         if value is not None and value < GREEDY:
             raise UserError(
                 f"temperature {value:g} is below {GREEDY:g}, where decoding is greedy: "
                 "give a larger one"
             )
-    train = (given.train_temperature, given.train_top_k, given.train_top_p)
-    evaluate = (given.eval_temperature, given.eval_top_k, given.eval_top_p)
+    train = (chosen.train_temperature, chosen.train_top_k, chosen.train_top_p)
+    evaluate = (chosen.eval_temperature, chosen.eval_top_k, chosen.eval_top_p)
     return Settings(
         training=_changed(own.training, *train),
         evaluation=_changed(own.evaluation, *evaluate),
-        temperatures=given.temperatures,
+        temperatures=chosen.temperatures,
     )
 
 

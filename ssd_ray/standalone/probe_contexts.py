@@ -20,7 +20,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ssd_ray.analysis.forward import Context
 from ssd_ray.artifacts.shards import read_columns, read_rows, shard_paths
@@ -215,8 +215,8 @@ def _rows_with_ids(files: Iterable[Path]) -> Iterator[Completion]:
         for number, row in read_file_rows(file):
             if isinstance(row, RowError):
                 raise UserError(f"{file}, row {number}: {row}")
-            ids = [row.get(name) for name in sorted(_IDS, reverse=True)]
-            if not all(_are_ids(each) for each in ids):
+            prompt, output = (_ids(row.get(name)) for name in sorted(_IDS, reverse=True))
+            if prompt is None or output is None:
                 raise UserError(
                     f"{file}, row {number}: prompt_token_ids and output_token_ids must be lists "
                     "of token ids"
@@ -227,21 +227,24 @@ def _rows_with_ids(files: Iterable[Path]) -> Iterator[Completion]:
                 seed=0,
                 source=str(row.get("source") or ""),
                 difficulty="",
-                prompt_token_ids=tuple(ids[0]),
-                output_token_ids=tuple(ids[1]),
+                prompt_token_ids=prompt,
+                output_token_ids=output,
                 text=str(row.get("text") or ""),
                 finish_reason="stop",
             )
 
 
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(each) is int for each in value)
+def _ids(value: object) -> tuple[int, ...] | None:
+    """Return token ids, or None if a value is no list of them."""
+    if isinstance(value, list) and all(type(each) is int for each in value):
+        return tuple(value)
+    return None
 
 
 def _references(problems: Iterator[Problem], tokenizer: Any) -> Iterator[Placed]:
     """Yield the reference solutions as answers: a code block, then the end token."""
     choices = PromptsConfig()
-    mode = "paper" if tokenizer.chat_template else "release"
+    mode: Literal["paper", "release"] = "paper" if tokenizer.chat_template else "release"
     render = renderer(tokenizer, mode, choices.system_message, {}, field="--contexts")
     end = (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
     number = 0

@@ -1,4 +1,4 @@
-"""Models of a probe by their places: a directory, a hub id, a run, or a run's exported steps.
+"""Models of a probe: a directory, a hub id, a run, or the exported steps of a run.
 
 Reads recipes and model directories; writes the caches of `ssd_ray.models`.
 """
@@ -71,9 +71,7 @@ def resolve(sources: Sequence[str]) -> tuple[Place, ...]:
         counts[place.name] += 1
         number = counts[place.name]
         name = place.name if number == 1 else f"{place.name} ({number})"
-        named.append(
-            Place(name=name, directory=place.directory, step=place.step, run=place.run)
-        )
+        named.append(Place(name=name, directory=place.directory, step=place.step, run=place.run))
     return tuple(named)
 
 
@@ -117,9 +115,7 @@ def _steps(path: Path, run: Path) -> list[Place]:
     ]
     last = recipe_of(run).train.steps
     if last not in numbers and (run / "checkpoint" / "manifest.json").exists():
-        places.append(
-            Place(name=f"step {last}", directory=run / "checkpoint", step=last, run=run)
-        )
+        places.append(Place(name=f"step {last}", directory=run / "checkpoint", step=last, run=run))
     return [_base(run), *places]
 
 

@@ -1,4 +1,4 @@
-"""Intervals of means over problems of unequal size, and of any function of sums over problems.
+"""Intervals of means over problems of unequal size, and of functions of sums.
 
 - Problems are the unit: positions of one answer depend on one another.
 - A mean over all positions is a ratio of sums, and its variance that of the ratio's linearization

@@ -37,9 +37,7 @@ def test_lexemes_of_code_and_prose_around_it() -> None:
 def test_a_bare_program_is_code_and_a_sentence_is_not() -> None:
     assert ("x", "name") in _by_word("x = 1\nprint(x)")
     assert _by_word("hello") == [("hello", "prose")]
-    assert _by_word("x = is broken") == [
-        (word, "prose") for word in ("x", "=", "is", "broken")
-    ]
+    assert _by_word("x = is broken") == [(word, "prose") for word in ("x", "=", "is", "broken")]
 
 
 @pytest.mark.parametrize("cut", range(len(ANSWER)))

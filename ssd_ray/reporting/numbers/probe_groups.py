@@ -267,7 +267,7 @@ def _bins(edges: NDArray[np.float64], digits: int) -> list[str]:
     texts = [f"{edge:.{digits}f}" for edge in edges]
     if not texts:
         return ["all"]
-    inner = [f"{low} to {high}" for low, high in zip(texts, texts[1:], strict=False)]
+    inner = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
     return [f"below {texts[0]}", *inner, f"{texts[-1]} and more"]
 
 

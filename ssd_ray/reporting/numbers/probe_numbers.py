@@ -191,17 +191,15 @@ def _signals(table: _Table, model: str, domain: str | None, sums: Sums) -> Signa
         domain=domain or "all",
         problems=len(progress),
         positions=int(table.values("positions", rows).sum()),
-        gap_closed=_jackknife(progress, lambda found: found.gap_closed),
-        temperature_reached=_jackknife(progress, lambda found: found.temperature_reached),
-        tail_removed=_jackknife(progress, lambda found: found.tail_removed),
+        gap_closed=_jackknife(progress, lambda result: result.gap_closed),
+        temperature_reached=_jackknife(progress, lambda result: result.temperature_reached),
+        tail_removed=_jackknife(progress, lambda result: result.tail_removed),
         lock_sharpening=_difference(groups["lock"], model, "kept_mass"),
         fork_spreading=_difference(groups["fork"], model, "support_entropy"),
     )
 
 
-def _jackknife(
-    sums: Values, signal: Callable[[signals.Progress], float | None]
-) -> Interval | None:
+def _jackknife(sums: Values, signal: Callable[[signals.Progress], float | None]) -> Interval | None:
     return jackknife_interval(
         lambda total: signal(signals.progress(torch.from_numpy(total))),
         sums,
@@ -222,16 +220,16 @@ def _difference(group: Group | None, model: str, measure: str) -> Interval | Non
 
 def _decoding(heads: _Table, base: str, student: str, evaluation: Setting) -> Decoding:
     rows = heads.rows(base)
-    found = nearest_decoding.nearest(
+    result = nearest_decoding.nearest(
         _heads(heads, rows), _heads(heads, heads.rows(student)), evaluation
     )
-    columns = np.stack([found.distances.numpy(), found.changes.numpy(), np.ones(len(rows))], axis=1)
+    columns = np.stack([result.distances, result.changes, np.ones(len(rows))], axis=1)
     distances, changes, sizes = heads.by_problem(columns, rows).T
     explained = None
     if changes.sum() > 0:
         explained = ratio_interval(changes - distances, changes, confidence=CONFIDENCE)
     return Decoding(
-        setting=found.setting,
+        setting=result.setting,
         change=ratio_interval(changes, sizes, confidence=CONFIDENCE),
         distance=ratio_interval(distances, sizes, confidence=CONFIDENCE),
         explained=explained,
@@ -240,12 +238,11 @@ def _decoding(heads: _Table, base: str, student: str, evaluation: Setting) -> De
 
 
 def _heads(table: _Table, rows: NDArray[np.int64]) -> Heads:
-    columns = (
-        torch.from_numpy(table.values(name, rows))
-        for name in ("head_log_probabilities", "base_log_probabilities", "tail_log_masses")
+    return Heads(
+        log_probabilities=table.values("head_log_probabilities", rows),
+        base_log_probabilities=table.values("base_log_probabilities", rows),
+        tail_log_masses=table.values("tail_log_masses", rows),
     )
-    own, of_base, tail = columns
-    return Heads(log_probabilities=own, base_log_probabilities=of_base, tail_log_masses=tail)
 
 
 def _rank_curves(heads: _Table, models: Sequence[str]) -> list[RankCurve]:

@@ -1,16 +1,16 @@
-"""Pictures of a probe: ranks, temperatures, types, kinds, and the course of a training."""
+"""Pictures of a probe: its models by rank, temperature and kind of token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ssd_ray.reporting.numbers.probe_groups import TYPES, Group
-from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, Signals
+from ssd_ray.reporting.numbers.probe_groups import TYPES
+from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers
 from ssd_ray.reporting.plots.canvas import (
     COLORS,
     INK,
@@ -21,9 +21,14 @@ from ssd_ray.reporting.plots.canvas import (
     finish,
     style,
 )
-from ssd_ray.statistics.metrics import Interval
+from ssd_ray.reporting.plots.probe_change_plots import (
+    TYPE_COLORS,
+    course_plot,
+    entropy_plot,
+    strata_plot,
+)
 
-TYPE_COLORS = {"lock": "#0072B2", "two": "#B8BEC6", "fork": "#D55E00"}
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TYPE_WORDS = {
     "lock": "locks: one token in S",
     "two": "two tokens in S",
@@ -41,9 +46,9 @@ def _pictures(numbers: ProbeNumbers) -> Iterator[Picture | None]:
     yield rank_plot(numbers)
     yield mass_plot(numbers)
     yield temperature_plot(numbers)
-    yield strata_plot(numbers)
     yield kind_plot(numbers)
     yield entropy_plot(numbers)
+    yield strata_plot(numbers)
     yield course_plot(numbers)
 
 
@@ -71,9 +76,11 @@ def rank_plot(numbers: ProbeNumbers) -> Picture:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(1e-6, 1.5)
+        _powers_of_ten(axes)
         axes.set_title(TYPE_WORDS[name], loc="left", fontsize=9.0, color=TYPE_COLORS_INK[name])
         axes.set_xlabel("rank of the token")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="both")
     panels[0].set_ylabel("mean probability")
     _legend(figure, panels[0])
@@ -106,6 +113,7 @@ def mass_plot(numbers: ProbeNumbers) -> Picture:
             label=model,
         )
     axes.set_yscale("log")
+    _powers_of_ten(axes)
     axes.set_xlabel("rank")
     axes.set_ylabel("mass beyond this rank")
     axes.grid(axis="y")
@@ -144,11 +152,9 @@ def temperature_plot(numbers: ProbeNumbers) -> Picture:
             )
             if name in own.curve_differences:
                 # The interval is that of the paired difference to the base's line.
-                band = own.curve_differences[name].values
-                low = [start + each.low for start, each in zip(base.curves[name], band, strict=True)]
-                high = [
-                    start + each.high for start, each in zip(base.curves[name], band, strict=True)
-                ]
+                band = list(zip(base.curves[name], own.curve_differences[name].values, strict=True))
+                low = [start + each.low for start, each in band]
+                high = [start + each.high for start, each in band]
                 axes.fill_between(
                     temperatures, low, high, color=COLORS[number], alpha=0.16, linewidth=0
                 )
@@ -163,37 +169,6 @@ def temperature_plot(numbers: ProbeNumbers) -> Picture:
         f"{', '.join(_shown(numbers))}.",
         "Decoding at other temperatures, without another forward pass (Fig. 6b and 6c). Bands are "
         "95 % intervals of the difference to the base.",
-    )
-
-
-def strata_plot(numbers: ProbeNumbers) -> Picture | None:
-    """Draw the change of the entropy after truncation by the base's top-20 mass (Fig. 6d)."""
-    if len(numbers.models) == 1:
-        return None
-    groups = numbers.views.top_masses
-    figure, axes = canvas(0.9 + 0.3 * len(groups))
-    student = numbers.models[-1]
-    temperatures = numbers.settings.temperatures
-    place = min(
-        range(len(temperatures)),
-        key=lambda at: abs(temperatures[at] - numbers.settings.evaluation.temperature),
-    )
-    for y, group in enumerate(groups):
-        change = group.models[student].curve_differences.get("truncated_entropy")
-        if change is not None:
-            _interval(axes, y, change.values[place], COLORS[1])
-    axes.axvline(0, color=INK, linewidth=1.0)
-    axes.set_yticks(range(len(groups)), [f"{group.name} %" for group in groups])
-    axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlabel(f"change of the entropy after truncation at T {temperatures[place]:g} (nats)")
-    axes.set_ylabel("mass of the base's top 20")
-    axes.grid(axis="x")
-    return finish(
-        "strata",
-        figure,
-        "Dot plot of the change of the entropy after truncation by the mass of the base's 20 most "
-        "likely tokens.",
-        f"{student} minus base within bins of the base's top-20 mass (Fig. 6d), 95 % intervals.",
     )
 
 
@@ -234,104 +209,13 @@ def kind_plot(numbers: ProbeNumbers) -> Picture:
     )
 
 
-def entropy_plot(numbers: ProbeNumbers) -> Picture | None:
-    """Draw the change of mass and entropy over tenths of the base's entropy."""
-    if len(numbers.models) == 1:
-        return None
-    student = numbers.models[-1]
-    groups = numbers.views.entropies
-    figure = Figure(figsize=(2 * WIDTH, 2.7), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, name, factor, label in zip(
-        panels,
-        ("kept_mass", "entropy"),
-        (100.0, 1.0),
-        ("change of the mass of S (points)", "change of the entropy (nats)"),
-        strict=True,
-    ):
-        for x, group in enumerate(groups):
-            change = group.models[student].differences.get(name)
-            if change is not None:
-                color = TYPE_COLORS["fork"] if change.estimate > 0 else TYPE_COLORS["lock"]
-                ends = [factor * change.low, factor * change.high]
-                axes.plot([x, x], ends, color=color, linewidth=2.2, alpha=0.5)
-                axes.plot([x], [factor * change.estimate], marker="o", color=color, markersize=5)
-        axes.axhline(0, color=INK, linewidth=1.0)
-        axes.set_xticks(range(len(groups)), [group.name for group in groups], rotation=35)
-        axes.tick_params(axis="x", labelsize=7.0)
-        axes.set_xlabel("entropy of the base (nats), by tenths of the positions")
-        axes.set_ylabel(label)
-        axes.grid(axis="y")
-    return finish(
-        "entropies",
-        figure,
-        "Dots with intervals of the change of the mass of S and of the entropy over tenths of the "
-        "base's entropy.",
-        f"{student} minus base without any threshold: over the entropy of the base, 95 % "
-        "intervals.",
+def _powers_of_ten(axes: Axes) -> None:
+    """Label powers of ten; matplotlib's own labels are formulas, which the style does not parse."""
+    axes.yaxis.set_major_locator(LogLocator(10))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: "10" + f"{np.log10(value):.0f}".translate(_SUPERSCRIPTS))
     )
-
-
-def course_plot(numbers: ProbeNumbers) -> Picture | None:
-    """Draw the signals of progress by step; None unless there are several steps."""
-    students = [student for student in numbers.students if student.step is not None]
-    if len(students) < 2:
-        return None
-    figure = Figure(figsize=(2 * WIDTH, 2.7), layout="constrained")
-    panels = figure.subplots(1, 2)
-    steps = [student.step for student in students]
-    first = [student.signals[0] for student in students]
-    for name, number in (("gap_closed", 1), ("tail_removed", 3)):
-        _line(panels[0], steps, first, name, number)
-    panels[0].set_ylabel("share")
-    panels[0].legend(fontsize=8.0)
-    _line(panels[1], steps, first, "temperature_reached", 2)
-    wanted = numbers.settings.training.temperature
-    panels[1].axhline(wanted, color=INK, linestyle="--", linewidth=1.0)
-    panels[1].set_ylabel("temperature reached; dashed: T_train")
-    for axes in panels:
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.grid(axis="y")
-    return finish(
-        "course",
-        figure,
-        "Lines of gap closed, tail removed and temperature reached by step.",
-        "The course of the training, at the same positions: 95 % intervals over problems.",
-    )
-
-
-def _line(
-    axes: Axes, steps: Sequence[int | None], rows: Sequence[Signals], name: str, number: int
-) -> None:
-    points = [
-        (step, value)
-        for step, row in zip(steps, rows, strict=True)
-        if (value := getattr(row, name)) is not None
-    ]
-    x = [step for step, _ in points]
-    color = COLORS[number]
-    axes.plot(
-        x,
-        [value.estimate for _, value in points],
-        color=color,
-        marker=MARKERS[number],
-        markersize=4.5,
-        label=name.replace("_", " "),
-    )
-    axes.fill_between(
-        x,
-        [value.low for _, value in points],
-        [value.high for _, value in points],
-        color=color,
-        alpha=0.15,
-        linewidth=0,
-    )
-
-
-def _interval(axes: Axes, y: float, value: Interval, color: str) -> None:
-    axes.plot([value.low, value.high], [y, y], color=color, linewidth=2.2, alpha=0.5)
-    axes.plot([value.estimate], [y], marker="o", color=color, markersize=5.5)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -342,4 +226,3 @@ def _legend(figure: Figure, axes: Axes) -> None:
         fontsize=8.5,
         handlelength=1.4,
     )
-    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -54,6 +54,8 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         shares=_shares,
         chosen=words.chosen,
         versions=_versions,
+        visible=_visible,
+        newline_marked=_newline_marked,
     )
     engine.tests["few"] = words.is_few
     engine.globals.update(
@@ -80,3 +82,14 @@ def _versions(by_package: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
         (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else ""))
         for name, versions in by_package.items()
     ]
+
+
+def _visible(text: str) -> str:
+    """Return a token for a list: white space and control characters have signs."""
+    marked = text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace(" ", "\u2423")
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in marked) or "\u2205"
+
+
+def _newline_marked(text: str) -> str:
+    """Return a token for a text: a sign before the end of each line."""
+    return text.replace("\n", "\u23ce\n")

@@ -1,0 +1,222 @@
+"""A probe finds planted effects, resumes after a kill, and refuses inputs that do not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssd_ray.analysis import probe_tables
+from ssd_ray.analysis.forward import Context, ScoredModel
+from ssd_ray.analysis.measures import Settings
+from ssd_ray.analysis.operator import Setting
+from ssd_ray.progress import LineProgress
+from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, numbers
+from tests.support.commands import exit_status
+from tests.support.planted import PlantedModel, Rule, answers, ideal, tempered, write_answers
+from tests.support.tiny import tiny_model
+
+T_TRAIN = 1.6
+PLAIN = Setting(temperature=T_TRAIN)
+CUT = Setting(temperature=T_TRAIN, top_k=20, top_p=0.8)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base") / "model", "qwen3", seed=0)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base, tempered by T_TRAIN through the weights of its output head."""
+    directory = tiny_model(tmp_path_factory.mktemp("student") / "student", "qwen3", seed=0)
+    path = next(directory.glob("*.safetensors"))
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights["lm_head.weight"] / T_TRAIN
+    save_file(weights, path, metadata={"format": "pt"})
+    return directory
+
+
+def _job(base: Path, rule: Rule, settings: Settings, contexts: list[Context]) -> probe_tables.Job:
+    model = ScoredModel.load(base, device="cpu", name="base")
+    return probe_tables.Job(
+        models=(model, PlantedModel(model, "student", rule)),
+        contexts=tuple(contexts),
+        domains=tuple("even" if place % 2 == 0 else "odd" for place in range(len(contexts))),
+        shown=frozenset({0}),
+        kinds=lambda context: ["name"] * len(context.output_token_ids),
+        settings=settings,
+    )
+
+
+def _numbers(job: probe_tables.Job, out: Path) -> ProbeNumbers:
+    out.mkdir(exist_ok=True)
+    probe_tables.write(job, out, LineProgress())
+    return numbers(out, ["base", "student"], [None, None], job.settings)
+
+
+@pytest.mark.parametrize(
+    ("rule", "training"), [(tempered(T_TRAIN), PLAIN), (ideal(CUT), CUT)], ids=["tempered", "cut"]
+)
+def test_the_ideal_fit_is_found(base: Path, rule: Rule, training: Setting, tmp_path: Path) -> None:
+    settings = Settings(training=training, evaluation=Setting(temperature=1.1, top_k=20))
+    result = _numbers(_job(base, rule, settings, answers()), tmp_path).students[0]
+    for signals in result.signals:
+        assert signals.gap_closed is not None
+        assert signals.gap_closed.estimate == pytest.approx(1.0, abs=1e-4)
+        assert signals.temperature_reached is not None
+        assert signals.temperature_reached.estimate == pytest.approx(T_TRAIN, abs=0.02)
+    assert [signals.domain for signals in result.signals] == ["all", "even", "odd"]
+    assert result.decoding.explained is not None
+    if training is PLAIN:
+        assert result.decoding.explained.estimate > 0.9995
+        assert result.decoding.setting.temperature == pytest.approx(1.1 * T_TRAIN, abs=0.02)
+        assert result.signals[0].tail_removed is None
+    else:
+        assert result.decoding.explained.estimate < 0.9985
+        assert result.signals[0].tail_removed is not None
+        assert result.signals[0].tail_removed.estimate == pytest.approx(1.0, abs=1e-4)
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(path)
+    order = np.lexsort([table[name].to_numpy() for name in ("position", "problem_id", "model")])
+    return {
+        name: np.array(table[name].to_pylist(), dtype=float)[order]
+        for name in table.column_names
+        if name not in ("problem_id", "domain", "model", "token_kind")
+    }
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_batches_and_shards_change_nothing(
+    base: Path, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(training=CUT, evaluation=Setting(temperature=1.1, top_k=20))
+    job = _job(base, tempered(1.2), settings, answers(5))
+    expected = _numbers(job, tmp_path / "expected")
+    monkeypatch.setattr(probe_tables, "SHARD_POSITIONS", budget // 2)
+    result = _numbers(replace(job, budget=budget), tmp_path / "found")
+    before, after = (
+        _columns(tmp_path / name / "positions.parquet") for name in ("expected", "found")
+    )
+    for name, values in before.items():
+        np.testing.assert_allclose(after[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+    first, second = (each.students[0].signals[0].gap_closed for each in (expected, result))
+    assert first is not None
+    assert second is not None
+    assert second.low == pytest.approx(first.low, abs=1e-4)
+
+
+def test_a_killed_probe_resumes_at_its_last_complete_shard(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(training=CUT, evaluation=Setting(top_k=20))
+    job = replace(_job(base, tempered(1.2), settings, answers(6)), budget=1)
+    monkeypatch.setattr(probe_tables, "SHARD_POSITIONS", 1)
+    expected = _numbers(job, tmp_path / "expected")
+    write_table = probe_tables.write_table
+    written: list[str] = []
+
+    def killed(directory: Path, name: str, table: object) -> object:
+        if name == "positions-00003":
+            raise KeyboardInterrupt
+        written.append(name)
+        return write_table(directory, name, table)
+
+    monkeypatch.setattr(probe_tables, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _numbers(job, tmp_path / "found")
+    assert written[-1] == "heads-00003"
+    written.clear()
+    monkeypatch.setattr(
+        probe_tables, "write_table", lambda *each: written.append(each[1]) or write_table(*each)
+    )
+    assert _numbers(job, tmp_path / "found") == expected
+    assert written[0] == "answers-00003"
+
+
+def _probe(out: Path, contexts: Path | str, *models: Path | str, **options: str) -> int:
+    chosen = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return exit_status("probe", *models, "--contexts", contexts, "--out", out, "--quiet", *chosen)
+
+
+def test_the_command_writes_tables_numbers_and_page(
+    base: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts = write_answers(tmp_path / "answers.jsonl", answers())
+    out = tmp_path / "out"
+    options = {"train_top_k": "0", "train_top_p": "1", "eval_top_k": "0", "eval_top_p": "1"}
+    assert _probe(out, contexts, base, student, **options) == 0
+    assert "explained by it" in capsys.readouterr().out
+    document = json.loads((out / "probe.json").read_text())
+    assert document["students"][0]["signals"][0]["gap_closed"]["estimate"] > 0.999
+    assert document["domains"] == ["even", "odd"]
+    table = pq.read_table(out / "positions.parquet")
+    assert table.num_rows == 2 * sum(context.num_positions for context in answers())
+    assert set(table["token_kind"].to_pylist()) >= {"keyword", "name", "comment", "prose"}
+    page = (out / "probe.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    shards = (out / "positions.parquet").stat().st_mtime_ns
+    assert _probe(out, contexts, base, student, **options) == 0
+    assert (out / "positions.parquet").stat().st_mtime_ns == shards
+    assert _probe(out, contexts, base, student, **options, eval_temperature="0.5") == 2
+    assert "was made with other choices" in capsys.readouterr().err
+
+
+def test_reference_solutions_and_one_model(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert _probe(out, "humaneval", base, limit="3") == 0
+    document = json.loads((out / "probe.json").read_text())
+    assert document["domains"] == ["humaneval references"]
+    assert document["students"] == []
+    assert document["views"]["everything"]["problems"] == 3
+
+
+def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts = write_answers(tmp_path / "answers.jsonl", answers())
+    other = tiny_model(tmp_path / "other", "qwen3", marks={40: "<mark>"})
+    broken = tiny_model(tmp_path / "broken", "qwen3", seed=1)
+    path = next(broken.glob("*.safetensors"))
+    weights = load_file(path)
+    weights["lm_head.weight"][5] = torch.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    alien = tmp_path / "alien.jsonl"
+    rows = [json.loads(line) for line in contexts.read_text().splitlines()]
+    alien.write_text("".join(json.dumps({**row, "text": "other words"}) + "\n" for row in rows))
+    beyond = tmp_path / "beyond.jsonl"
+    beyond.write_text(
+        "".join(json.dumps({**row, "text": "", "output_token_ids": [999]}) + "\n" for row in rows)
+    )
+    single = write_answers(tmp_path / "single.jsonl", answers(1))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"problem_id": "p", "text": "x"}\n')
+    missing = tmp_path / "missing"
+    cases = {
+        "different tokenizers": (contexts, [base, other], {}),
+        "NaN or infinite for token 0 of the answer": (contexts, [broken], {}),
+        "of another tokenizer": (alien, [base], {}),
+        "token id 999, and": (beyond, [base], {}),
+        "answers to 1 problems": (single, [base], {}),
+        "top-k 500 is above the vocabulary of 264": (contexts, [base], {"eval_top_k": "500"}),
+        "temperature 1e-06 is below": (contexts, [base], {"train_temperature": "1e-6"}),
+        "use numbers with commas": (contexts, [base], {"temperatures": "a"}),
+        "use float32 or bfloat16": (contexts, [base], {"dtype": "half"}),
+        "no prompt_token_ids and output_token_ids": (texts, [base], {}),
+        "does not exist": (missing, [base], {}),
+        "missing' does not exist": (contexts, [missing], {}),
+    }
+    for number, (message, (where, models, options)) in enumerate(cases.items()):
+        assert _probe(tmp_path / f"out{number}", where, *models, **options) == 2, message
+        error = capsys.readouterr().err
+        assert message in error, message
+        assert "Traceback" not in error
