@@ -106,7 +106,7 @@ class TrainingCell:
     crossing: float | None
     """T_eval above which the student is less diverse than the base at the same T_eval.
 
-    None if it never is in the grid; 0 if it always is.
+    None if the grid has none; 0 if the student is nowhere more diverse.
     """
     student: tuple[Decoded, ...]
     """The ideal student at each T_eval."""
@@ -267,14 +267,16 @@ def crossing(
 ) -> float | None:
     """Return the temperature above which the student stays below the base.
 
-    It is interpolated between the values of a grid. It is 0 if the student always is below, and
-    None if it is not below at the highest temperature.
+    It is interpolated between the values of a grid. It is 0 if the student never is above the base,
+    and None if it is not below it at the highest temperature.
     """
     excess = [own - other for own, other in zip(student, base, strict=True)]
     if excess[-1] >= 0:
         return None
+    if max(excess) <= 0:
+        return 0.0
     pairs = list(itertools.pairwise(zip(temperatures, excess, strict=True)))
     for (low, above), (high, below) in reversed(pairs):
         if above >= 0:
             return low + (high - low) * above / (above - below)
-    return 0.0
+    raise AssertionError("a grid with a value above 0 and one below has a crossing")

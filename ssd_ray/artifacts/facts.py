@@ -185,6 +185,17 @@ Estimates = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForecastFacts(Facts):
+    """Facts of `forecast/`."""
+
+    answers: int
+    """Answers of the base behind it."""
+    problems: int
+    positions: int
+    """Tokens of the answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportFacts(Facts):
     """Facts of `report/`: the headline estimates, under the name of their metric."""
 

@@ -23,6 +23,7 @@ import typer
 
 from ssd_ray.cli import hints, pipes
 from ssd_ray.cli.console import results_console
+from ssd_ray.cli.forecast import commands as forecast
 from ssd_ray.cli.options import (
     GradeOptions,
     Json,
@@ -292,6 +293,7 @@ def list_recipes(
 
 
 app.add_typer(science)
+app.add_typer(forecast)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,12 +40,19 @@ _STOP_TIMEOUT_S = 30.0
 class Run:
     """A recipe and its run directory."""
 
-    def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        progress: Progress,
+        steps: Sequence[Step] | None = None,
+    ) -> None:
+        """Take the steps of the recipe's graph, or other `steps` in their order."""
         self.recipe = recipe
         self.out = out
         self._progress = RecordedProgress(progress)
         self._context = RunContext(recipe, out, self._progress)
-        self._steps = graph.steps(recipe)
+        self._steps = list(steps) if steps is not None else graph.steps(recipe)
         self._seconds = Seconds()
 
     def states(self) -> Iterator[tuple[Step, State]]:

@@ -330,7 +330,7 @@ def raise_revision(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, **numbers})
 
 
-KINDS = [kind for kind in identity.REVISIONS if kind != "completions"]
+KINDS = [kind for kind in identity.REVISIONS if kind not in ("completions", "forecast")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
