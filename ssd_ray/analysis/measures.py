@@ -143,10 +143,10 @@ class _Scored(LogProbabilities):
         self.ranking.largest(HEAD + max((limit for limit in limits if limit), default=0))
         largest = self.ranking.largest(1)[0]
         mass, energy, powers = _pass(logits, largest)
-        self.log_norm = (largest[:, 0].double() + mass.log())[:, None]
+        self.log_norm = largest[:, 0].double() + mass.log()
         self.entropy = mass.log() - energy / mass
         self.head_logits, self.head_ids = self.ranking.largest(HEAD)
-        self.head_log_probabilities = self.head_logits.double() - self.log_norm
+        self.head_log_probabilities = self.head_logits.double() - self.log_norm[:, None]
         scale = torch.tensor(TAIL_POWERS, dtype=torch.float64, device=logits.device)
         heads = torch.stack(
             [(power * (self.head_logits - largest).double()).exp().sum(1) for power in TAIL_POWERS],
@@ -216,7 +216,8 @@ def _measure(
         progress=progress_sums(support, base, model),
         head_ids=model.head_ids,
         head_log_probabilities=model.head_log_probabilities,
-        base_log_probabilities=base.logits.gather(1, model.head_ids).double() - base.log_norm,
+        base_log_probabilities=base.logits.gather(1, model.head_ids).double()
+        - base.log_norm[:, None],
         tail_log_masses=model.tail_log_masses,
     )
 
