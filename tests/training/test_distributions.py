@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 
 from ssd_ray.analysis.operator import distribution, support
 from ssd_ray.config import Decoding
+from ssd_ray.errors import UserError
 from ssd_ray.schema import Example
-from ssd_ray.training.observe.distributions import MEASURES, SIGNALS, measure, summarize
+from ssd_ray.training.observe.distributions import (
+    MEASURES,
+    NUM_COLUMNS,
+    SIGNALS,
+    measure,
+    summarize,
+)
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from fixed_point import memorizing_floor
@@ -151,6 +158,34 @@ def test_a_base_has_no_divergence_from_itself() -> None:
     greedy = _means(logits, logits, logits.argmax(1), Decoding(temperature=0))
     assert greedy["floor"] == 0
     assert greedy["nll"] == pytest.approx(greedy["cross_entropy"])
+
+
+@pytest.mark.parametrize("decoding", [Decoding(temperature=1.6, top_k=20, top_p=0.8), Decoding()])
+def test_measures_do_not_depend_on_chunks_and_workers(decoding: Decoding) -> None:
+    generator = torch.Generator().manual_seed(7)
+    base = 3 * torch.randn(1500, 700, generator=generator)
+    model = base + torch.randn(base.shape, generator=generator)
+    drawn = base.argmax(1)
+    together = measure(model, base, drawn, decoding)
+    order = torch.randperm(1500, generator=generator)
+    apart = [
+        measure(model[rows], base[rows], drawn[rows], decoding)
+        for rows in order.split([1, 999, 500])
+    ]
+    torch.testing.assert_close(torch.cat(apart), together[order], rtol=1e-9, atol=1e-9)
+    workers = sum(part.sum(0) for part in apart)
+    for name, value in summarize(workers, 1500).items():
+        assert value == pytest.approx(summarize(together.sum(0), 1500)[name], abs=1e-9), name
+
+
+def test_a_broken_position_is_named_by_its_number_among_all() -> None:
+    base = torch.zeros(1500, 700)
+    model = base.clone()
+    model[1403, 5] = math.nan
+    with pytest.raises(UserError, match=r"^logits of position 1403 have nan as their largest"):
+        measure(model, base, torch.zeros(1500, dtype=torch.int64), Decoding())
+    none = measure(base[:0], base[:0], torch.zeros(0, dtype=torch.int64), Decoding())
+    assert none.shape == (0, NUM_COLUMNS)
 
 
 def _geometric(head: list[float], ratio: float, vocabulary: int = 16) -> torch.Tensor:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from ssd_ray.analysis.operator import chunks, support
+from ssd_ray.analysis.operator import chunks, require_finite, support
 from ssd_ray.analysis.signals import NUM_SUMS, progress, progress_sums
 from ssd_ray.analysis.theory import LogProbabilities, entropy_split, terms
 from ssd_ray.config import Decoding
@@ -75,6 +75,8 @@ def measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> T
     Raises:
         UserError: a position has NaN, infinity or no finite logit.
     """
+    for logits in (base, model):
+        require_finite(logits.amax(1))
     parts = [
         _measure(model[chunk], base[chunk], drawn[chunk], decoding) for chunk in chunks(*base.shape)
     ]
