@@ -35,6 +35,7 @@ from typing import Any
 import psutil
 from chaos_cases import CASES, Case, Scene, volume, wait_for_moment
 from chaos_nodes import LocalTarget, local_target
+from chaos_recovery import longest_pause_s, role_back_s, worker_seconds_lost
 from chaos_target import Command, Target
 from chaos_watch import STAGES, Stage, Watch, compare
 from machine import machine
@@ -209,9 +210,9 @@ class Bench:
             seed=self._options.seed,
             moment=moment,
             at=done,
-            role_back_s=watch.role_back_after(struck, before),
-            pause_s=watch.longest_pause_after(struck, done),
-            worker_seconds_lost=watch.worker_seconds_lost_after(struck, before),
+            role_back_s=role_back_s(watch.samples, struck, before),
+            pause_s=longest_pause_s(watch.samples, struck, done),
+            worker_seconds_lost=worker_seconds_lost(watch.samples, struck, before),
             seconds=seconds,
             commands=commands,
             answers_again=scene.answers_in_flight + watch.answers_lost,
@@ -272,8 +273,11 @@ class Bench:
 
 
 @contextmanager
-def started(directory: Path, *, slow: bool) -> Iterator[LocalTarget]:
-    """Start the cluster; its storage below `slow/` may be slow."""
+def started(directory: Path, stages: set[str], *, slow: bool) -> Iterator[LocalTarget]:
+    """Start the cluster with the roles of stages and of those before them.
+
+    Its storage below `slow/` may be slow.
+    """
     environment = {}
     if slow:
         source = Path(__file__).with_name("slow_storage.c")
@@ -288,7 +292,11 @@ def started(directory: Path, *, slow: bool) -> Iterator[LocalTarget]:
             "SLOW_MS": str(SLOW_MS),
             "SLOW_OPERATIONS": "rename",
         }
-    with local_target(directory, SIZES, environment) as target:
+    verbs = list(STAGES)
+    last = max(map(verbs.index, stages))
+    roles = [STAGES[verb].role for verb in verbs[: last + 1]]
+    sizes = {role: SIZES[role] for role in roles}
+    with local_target(directory, sizes, environment) as target:
         yield target
 
 
@@ -319,7 +327,7 @@ def _s(seconds: float | None) -> str:
     return "not needed" if seconds is None else f"{seconds:.1f}"
 
 
-def _known(path: Path | None) -> list[Row]:
+def known_rows(path: Path | None) -> list[Row]:
     """Return the rows of an earlier call."""
     if path is None or not path.exists():
         return []
@@ -347,7 +355,7 @@ def measure_all(directory: Path, options: argparse.Namespace) -> list[Row]:
     """Measure the wanted cases, with a bar of progress, and write each row at once."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rows = _known(options.out)
+    rows = known_rows(options.out)
     pairs = wanted(options, rows)
     columns = (
         TextColumn("{task.description}"),
@@ -360,9 +368,10 @@ def measure_all(directory: Path, options: argparse.Namespace) -> list[Row]:
             part = [(case, stage) for case, stage in pairs if case.slow == slow]
             if not part:
                 continue
-            with started(directory, slow=slow) as target:
+            stages = {stage for _, stage in part}
+            with started(directory, stages, slow=slow) as target:
                 bench = Bench(directory, target, options)
-                bench.prepare({stage for _, stage in part})
+                bench.prepare(stages)
                 for case, stage in part:
                     bars.update(bar, description=f"{case.name}, {stage}, seed {options.seed}")
                     row = bench.measure(case, stage)

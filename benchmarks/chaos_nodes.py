@@ -165,10 +165,10 @@ class LocalTarget:
         options += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
         options += [f"--temp-dir={self._temporary.name}"]
         try:
-            self._wait_for(self._start("driver", 0, options))
-            roles = [role for role, size in sizes.items() for _ in range(size)]
-            for name in [self._join(role) for role in roles]:
-                self._wait_for(name)
+            self._start("driver", 0, options)
+            for role, size in sizes.items():
+                for _ in range(size):
+                    self.add(role)
         except BaseException:
             self.close()
             raise
@@ -193,8 +193,8 @@ class LocalTarget:
 
         return JobSubmissionClient(self.dashboard)
 
-    def _start(self, role: str, cpus: int, options: list[str]) -> str:
-        """Start a node and return its name."""
+    def _start(self, role: str, cpus: int, options: list[str]) -> None:
+        """Start a node; several at a time exceed the 30 s that Ray gives to each."""
         name = f"{role}-{self._count}"
         self._count += 1
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *options]
@@ -203,7 +203,8 @@ class LocalTarget:
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         for port in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port"):
             command += [f"--{port}={free_port()}"]
-        with self._log(name).open("w") as handle:
+        log = self._directory / f"{name}.log"
+        with log.open("w") as handle:
             process = psutil.Popen(
                 command,
                 env=self._environment,
@@ -213,22 +214,11 @@ class LocalTarget:
                 start_new_session=True,
             )
         self._nodes[name] = _Node(role, process)
-        return name
-
-    def _wait_for(self, name: str) -> None:
-        log, process = self._log(name), self._nodes[name].process
         until = time.monotonic() + _START_S
         while "Ray runtime started" not in log.read_text():
-            if not process.is_running() or time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"node {name} did not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
-
-    def _log(self, name: str) -> Path:
-        return self._directory / f"{name}.log"
-
-    def _join(self, role: str) -> str:
-        """Start a node with one core, and return its name at once."""
-        return self._start(role, 1, [f"--address={self.address}"])
 
     def places(self, role: str) -> list[str]:
         """Return the names of the nodes of a role, the oldest first."""
@@ -266,7 +256,7 @@ class LocalTarget:
 
     def add(self, role: str) -> None:
         """Start a node with one core."""
-        self._wait_for(self._join(role))
+        self._start(role, 1, [f"--address={self.address}"])
 
     def cut_off(self, place: str) -> None:
         """Stop all processes of the node (SIGSTOP)."""
@@ -348,7 +338,7 @@ class LocalTarget:
                 group.rmdir()
         return Leftovers(
             processes=tuple(f"{process.pid} {command_line(process)[:80]}" for process in processes),
-            actors=tuple(f"{each.class_name} {each.state}" for each in _but_ray_data(actors)),
+            actors=tuple(f"{each.class_name} {each.state}" for each in but_ray_data(actors)),
             placement_groups=tuple(f"{group.name} {group.state}" for group in groups),
         )
 
@@ -386,7 +376,7 @@ def _is_infrastructure(process: psutil.Process) -> bool:
     return is_part or (parent is not None and _DASHBOARD in command_line(parent))
 
 
-def _but_ray_data(actors: Iterable[Any]) -> list[Any]:
+def but_ray_data(actors: Iterable[Any]) -> list[Any]:
     """Return actors without the first of each kind that Ray Data leaves in every cluster."""
     kept = set(_RAY_DATA)
     others = []

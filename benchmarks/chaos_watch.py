@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
+from chaos_recovery import Sample
 from chaos_target import Target, is_at_work
 
 POLL_S = 0.05
@@ -152,17 +153,6 @@ def ready_engines(run: Path) -> set[int]:
     return {each.pid for each in statuses if each.state == "ready" and not each.crashed}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One look at a run."""
-
-    at: float
-    done: int
-    """Answers, steps or verdicts on disk."""
-    workers: frozenset[int]
-    """Live processes of the stage's role that are not stopped; of engines, those with a model."""
-
-
 class Watch:
     """Progress and workers of a run, recorded by a thread until it is closed."""
 
@@ -241,48 +231,6 @@ class Watch:
         """Stop the thread."""
         self._over.set()
         self._thread.join()
-
-    def role_back_after(self, struck: float, before: frozenset[int]) -> float | None:
-        """Return the seconds until the role had as many workers at work as `before`.
-
-        0 if none of those was missing; None if the work ended first.
-        """
-        total = self.samples[-1].done
-        is_missing = False
-        for sample in self.samples:
-            if sample.at < struck:
-                continue
-            if not is_missing and sample.done >= total:
-                return 0.0
-            is_missing = is_missing or not before <= sample.workers
-            if is_missing and len(sample.workers) >= len(before):
-                return sample.at - struck
-        return None if is_missing else 0.0
-
-    def worker_seconds_lost_after(self, struck: float, before: frozenset[int]) -> float:
-        """Return the seconds of missing workers, summed until the role is back or work ends."""
-        total = self.samples[-1].done
-        later = [sample for sample in self.samples if sample.at >= struck]
-        lost = 0.0
-        for sample, following in pairwise(later):
-            if sample.done >= total:
-                break
-            missing = max(0, len(before) - len(sample.workers))
-            lost += missing * (following.at - sample.at)
-        return lost
-
-    def longest_pause_after(self, struck: float, done: int) -> float:
-        """Return the longest time without more on disk than ever before, from the strike on.
-
-        The time from the last unit to the end of the command is no pause.
-        """
-        longest = 0.0
-        since, most = struck, done
-        for sample in self.samples:
-            if sample.at >= struck and sample.done > most:
-                longest = max(longest, sample.at - since)
-                since, most = sample.at, sample.done
-        return longest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import chaos  # noqa: E402
 import chaos_cases  # noqa: E402
+import chaos_nodes  # noqa: E402
+import chaos_recovery  # noqa: E402
 import chaos_target  # noqa: E402
 import chaos_watch  # noqa: E402
+from chaos_recovery import Sample  # noqa: E402
 
 
 class PlayedTarget:
@@ -207,6 +210,41 @@ def test_rows_on_record_are_not_measured_again() -> None:
     assert [case.name for case, _ in chaos.wanted(options, [chaos.Row(**ROW)])] == ["volume-slow"]
     options.seed = 1
     assert len(chaos.wanted(options, [chaos.Row(**ROW)])) == 2
+
+
+def _samples(*looks: tuple[float, int, str]) -> list[Sample]:
+    """Return samples of a time, the units on disk and the workers, one a letter."""
+    return [
+        Sample(at=at, done=done, workers=frozenset(map(ord, workers)))
+        for at, done, workers in looks
+    ]
+
+
+def test_a_recovery_is_timed_from_the_strike() -> None:
+    looks = _samples((0, 4, "ab"), (2, 4, "a"), (5, 6, "a"), (9, 7, "ac"), (10, 8, "ac"))
+    before = looks[0].workers
+    assert chaos_recovery.role_back_s(looks, 1, before) == 8
+    assert chaos_recovery.worker_seconds_lost(looks, 1, before) == 7
+    assert chaos_recovery.longest_pause_s(looks, 1, 4) == 4
+
+
+def test_a_role_that_never_left_or_never_came_back_has_no_time() -> None:
+    stayed = _samples((0, 4, "ab"), (2, 8, "ab"), (3, 8, ""))
+    assert chaos_recovery.role_back_s(stayed, 1, stayed[0].workers) == 0
+    left = _samples((0, 4, "ab"), (2, 6, "a"), (3, 8, "a"))
+    assert chaos_recovery.role_back_s(left, 1, left[0].workers) is None
+    assert chaos_recovery.worker_seconds_lost(left, 1, left[0].workers) == 1
+
+
+def test_steps_done_again_are_no_progress() -> None:
+    looks = _samples((1, 7, "a"), (2, 5, "b"), (6, 7, "b"), (7, 8, "b"))
+    assert chaos_recovery.longest_pause_s(looks, 0, 7) == 7
+
+
+def test_helpers_of_ray_data_are_no_leftovers_once() -> None:
+    names = ["_StatsActor", "GraderActor", "_StatsActor"]
+    actors = [argparse.Namespace(class_name=name) for name in names]
+    assert chaos_nodes.but_ray_data(actors) == actors[1:]
 
 
 def test_answers_in_flight_are_those_of_the_batch(tmp_path: Path) -> None:
