@@ -137,6 +137,7 @@ class Tally:
             UserError: a logit is NaN or infinite, or a top-k is above the vocabulary.
         """
         self.grid.check(logits.shape[1])
+        # One ranking and one norm serve all settings: a vocabulary is read once.
         position = _Positions(Ranking(logits), LogProbabilities(logits), tokens)
         rows = rows.cpu()
         self.positions.index_add_(0, rows, torch.ones_like(rows))
@@ -144,6 +145,7 @@ class Tally:
         self.entropy.index_add_(0, rows, position.p0.entropy.cpu())
         decoded = [position.decoded(setting) for setting in self.grid.decodings]
         self.base.index_add_(0, rows, torch.stack(decoded, 1).cpu())
+        # Sums go to the CPU, since a chunk's logits may be on a GPU.
         columns: list[Tensor] = []
         students: list[Tensor] = []
         for setting in self.grid.training:
@@ -243,12 +245,14 @@ def _zeros(*size: int) -> Tensor:
 
 
 def _keeps_all(setting: Setting, vocabulary: int) -> bool:
+    # Greedy decoding keeps one token whatever top-k and top-p are.
     greedy = setting.temperature == 0
     return not greedy and setting.top_p >= 1 and (setting.top_k or vocabulary) >= vocabulary
 
 
 def _columns(support: Support, tokens: Tensor) -> Tensor:
     assert support.ids is not None
+    # A token outside of S matches no id, and keeps minus infinity.
     chosen = support.log_q.masked_fill(support.ids != tokens[:, None], -torch.inf).amax(1)
     cut = chosen == -torch.inf
     return torch.stack(

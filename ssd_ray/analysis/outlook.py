@@ -237,9 +237,11 @@ class _Answers:
 
     def _prediction(self, passed: Tensor, columns: dict[str, Tensor]) -> Prediction | None:
         log_weights = columns["log_likelihood"] - self._tally.log_base
+        # An answer with a token cut is impossible under the decoding.
         log_weights = log_weights.masked_fill(columns["cut"] > 0, -torch.inf)
         if not (log_weights > -torch.inf).any():
             return None
+        # The largest weight is 1: those of long answers would overflow. Ratios stay the same.
         weights = (log_weights - log_weights.max()).exp()
         return Prediction(
             success=ratio(weights * passed, weights, self._owners),

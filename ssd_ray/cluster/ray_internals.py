@@ -51,17 +51,17 @@ def resolved_address(address: str) -> str:
 
 @contextmanager
 def plain_start() -> Iterator[None]:
-    """Let `ray.init` leave SIGTERM alone, and start no monitors and no dashboard.
+    """Let `ray.init` leave SIGTERM alone, and start no monitor of log files.
 
-    Missing: options for both. Ray's handler ends the process. The other three processes serve log
-    files, an autoscaler and jobs: a local Ray has no use for them, and its start waits for them.
+    Missing: options for both. Ray's handler ends the process. Its monitor reads files all the time.
     """
     import ray
     from ray._private.node import Node
 
-    names = ("start_log_monitor", "start_monitor", "start_api_server")
-    handler = mock.patch.object(ray._private.utils, "set_sigterm_handler")
-    with handler, mock.patch.multiple(Node, **dict.fromkeys(names, mock.DEFAULT)):
+    with (
+        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
+        mock.patch.object(Node, "start_log_monitor"),
+    ):
         yield
 
 
@@ -301,8 +301,8 @@ def worker_callback() -> Any:
 def torch_trainer() -> Any:
     """Return the base of a TorchTrainer with policies of its own.
 
-    Missing: parameters for the policies, and options against a handler of Ctrl-C and some actors.
-    Subclasses define `policies()`, keyword arguments of the controller, and `unused`, callbacks.
+    Missing: parameters for the policies, and options against a handler of Ctrl-C and an actor for
+    data sets. Subclasses define `policies()`, keyword arguments of the controller.
     """
     from ray.train.torch import TorchTrainer
 
@@ -312,7 +312,7 @@ def torch_trainer() -> Any:
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ not in self.unused]
+            return [each for each in callbacks if type(each).__name__ != "DatasetsCallback"]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Ctrl-C to the caller: Ray's handler ends workers before state is saved."""

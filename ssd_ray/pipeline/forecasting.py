@@ -65,6 +65,7 @@ def forecast_steps(recipe: Recipe) -> list[Step]:
     model = model_choices(recipe)
     answering = answering_model_choices(recipe, model)
     steps: list[Step] = []
+    # As in a run: only dropped overlaps make prompts depend on the benchmarks.
     overlaps: tuple[Step, ...] = ()
     if recipe.prompts.contamination == "drop":
         overlaps = (Benchmark(name="benchmark", recipe=recipe),)
@@ -138,6 +139,13 @@ class Forecast(Step):
 
     def preview(self, run: Path) -> str:
         return "forecast.html and forecast.json"
+
+    def check(self, context: RunContext) -> None:
+        limit = self.recipe.prompts.limit
+        if limit == 1:
+            raise UserError(f"prompts.limit {limit} gives no interval over problems: use 2 or more")
+        model = loading.load_config(context.model).get_text_config()
+        _grid(self.recipe).check(model.vocab_size)
 
     def make(self, out: Path, context: RunContext) -> ForecastFacts:
         from ssd_ray.analysis.outlook import outlook
@@ -228,6 +236,7 @@ def _grid(recipe: Recipe) -> Grid:
         for cut in (_decoding(recipe.sample), *_CUTS)
         for temperature in train_temperatures(recipe)
     ]
+    # The naive control asks nothing, and the hottest samples without truncation ask most.
     training += [Decoding(), Decoding(temperature=TEMPERATURES[-1])]
     evaluate = _evaluated(recipe)
     alone = [_baseline(recipe), Decoding()]
@@ -271,6 +280,7 @@ def _health(recipe: Recipe, temperature: float, context: RunContext) -> HealthAt
         reasoning=reasoning_format(context.model, context.run / "prompts"),
         end_tokens=loading.end_tokens(context.model, recipe.model.end_tokens),
     )
+    # Nothing is left out: the health is that of the samples as drawn.
     everything = PrepareConfig(policies=Policies(empty="keep", stub="keep"))
     answers = select(context.run / _at(temperature), everything, options).answers
     faults = {
@@ -289,6 +299,7 @@ def _cost(recipe: Recipe, contexts: list[Context], context: RunContext) -> tuple
     """Return the plan of the training with the lengths of the answers, or the reason for none."""
     from ssd_ray.reporting.numbers.forecast import Cost
 
+    # Lengths at T 1 represent those at T_train, which are not known for each setting.
     number = len(contexts)
     assumed = Assumptions(
         mean_prompt_tokens=sum(len(each.prompt_token_ids) for each in contexts) / number,

@@ -49,6 +49,7 @@ def answer_rows(
     `choices` are the decoding of the samples, of the student, and of the base.
     """
     train, evaluate, decoded = choices
+    # The grid holds each setting once, so the first match is the only one.
     place = next(n for n, each in enumerate(tally.grid.training) if is_at(each, train))
     number = tally.grid.temperatures.index(evaluate.temperature)
     student = tally.student[:, place, number]

@@ -51,6 +51,7 @@ def setting(choice: Choice | TrainingCell | Decoded) -> str:
 
 def interval(estimate: Estimate) -> str:
     """Format the interval of a share: `18.0 % to 31.2 %`."""
+    # The interval is linearized, and may leave the range of a share.
     low, high = (min(1.0, max(0.0, end)) for end in (estimate.low, estimate.high))
     return f"{percent(low)} to {percent(high)}"
 
@@ -102,6 +103,7 @@ def _settings(document: ForecastDocument, conclusion: Conclusion, suggested: flo
             ),
             warns=True,
         )
+    # A student that is too diverse at every T_eval is swept from the lowest one on.
     low = f"{document.outlook.base[0].temperature:g}"
     if conclusion.matched is not None:
         low = f"{conclusion.matched:.2f}"

@@ -160,7 +160,8 @@ def best_base(outlook: Outlook, baseline: Choice) -> tuple[Choice, bool]:
         for each in outlook.base
         if each.prediction is not None and each.prediction.is_ranked
     ]
-    if len(ranked) < 2:
+    # Without an accepted answer every prediction is 0, and an order of zeros is none.
+    if len(ranked) < 2 or not outlook.accepted:
         return baseline, False
     best = max(ranked, key=lambda pair: pair[0])[1]
     return Choice(temperature=best.temperature, top_k=best.top_k, top_p=best.top_p), True
@@ -172,6 +173,7 @@ def conclude(
     """Draw the conclusions of a forecast."""
     healthy = healthy_temperatures(health)
     cells = [cell for cell in own_cells(outlook, train) if cell.temperature in healthy]
+    # Unhealthy settings are no way out: their samples would not be trained on.
     nothing = all(cell.one.value >= NOTHING_TO_GAIN for cell in cells)
     # A student below the base at every T_eval is only sharper, and so is the base at a lower T.
     entropy = next(each.entropy for each in outlook.base if is_at(each, baseline))
@@ -201,6 +203,7 @@ def healthy_temperatures(health: Sequence[HealthAt]) -> tuple[float, ...]:
     """Return the T_train whose share of unhealthy samples is within noise of the lowest one."""
     best = min(health, key=lambda each: each.share)
 
+    # Answers at different T_train are independent draws, so their shares have a pooled error.
     def is_near(other: HealthAt) -> bool:
         rows = best.answers + other.answers
         pooled = (best.unhealthy + other.unhealthy) / rows
@@ -214,8 +217,9 @@ def _spreads(cell: TrainingCell, entropy: float) -> bool:
     """Return True if the student is above the base at a T_eval with at least this entropy."""
     if cell.crossing is None:
         return True
-    lowest = cell.student[0].temperature
-    return cell.crossing > (_reached(cell.student, entropy) or lowest)
+    start = _reached(cell.student, entropy) or cell.student[0].temperature
+    # A value of the grid, not an interpolated one: near T 0 both entropies vanish together.
+    return any(start < each.temperature <= cell.crossing for each in cell.student)
 
 
 def _reached(student: Sequence[Decoded], entropy: float) -> float | None:

@@ -31,6 +31,7 @@ def _loss_plot(document: ForecastDocument) -> Picture:
         linestyle="--",
         label="floor: entropy of the samples",
     )
+    # The recipe's choice among the T_train of the forecast.
     axes.axvline(document.train.temperature, color=COLORS[2], linewidth=0.8, linestyle=":")
     axes.set_xlabel("T_train")
     axes.set_ylabel("nats per token")

@@ -1,0 +1,152 @@
+"""A forecast end to end: a tiny model scores samples, played like their verdicts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ssd_ray import recipes
+from ssd_ray.artifacts import manifests, shards
+from ssd_ray.artifacts.facts import ForecastFacts
+from ssd_ray.errors import UserError
+from ssd_ray.pipeline.forecasting import VERB, forecast_recipe, forecast_steps
+from ssd_ray.pipeline.run import Run
+from ssd_ray.progress import LineProgress
+from ssd_ray.reporting.forecast import forecast_page, terminal
+from ssd_ray.reporting.forecast_findings import findings
+from ssd_ray.reporting.numbers.forecast import ForecastDocument, read_forecast
+from ssd_ray.schema import Completion
+from tests.support.played import CHOICES, Played
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def _run(out: Path, *chosen: str, answers: int = 12) -> Run:
+    loaded = recipes.load("quickstart", [*CHOICES, "model.dtype=float32", *chosen])
+    recipe = forecast_recipe(loaded, answers)
+    return Run(recipe, out, LineProgress(), forecast_steps(recipe))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A finished forecast; tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "forecast"
+    with pytest.MonkeyPatch.context() as patch:
+        Played(patch, tiny_llama)
+        _run(out).make(VERB)
+    return out
+
+
+@pytest.fixture
+def document(made: Path) -> ForecastDocument:
+    """The contents of its forecast.json."""
+    return read_forecast(made / "forecast" / "forecast.json")
+
+
+def test_a_forecast_draws_and_grades_once(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    samples = {f"samples/{name}" for name in ("base", "T=0.8", "T=1", "T=1.5", "T=2")}
+    names = {path.parent.relative_to(made).as_posix() for path in made.rglob("manifest.json")}
+    assert names == {"prompts", "training-problems", *samples, "sample-verdicts", "forecast"}
+    assert manifests.load_facts(made / "forecast", ForecastFacts).answers == 4
+    played = Played(monkeypatch, tiny_llama)
+    _run(made).make(VERB)
+    assert played.made == []
+
+
+def test_its_answers_have_exact_likelihoods(made: Path, document: ForecastDocument) -> None:
+    rows = {row.prompt_id: row for row in shards.read_rows(made / "samples/base", Completion)}
+    assert {each.problem_id for each in document.answers} == set(rows)
+    for each in document.answers:
+        assert each.tokens == len(rows[each.problem_id].output_token_ids)
+        assert each.log_base < 0
+        assert each.log_student is None or each.log_student < 0
+        assert each.accepted is not None
+
+
+def test_numbers_agree_with_each_other(document: ForecastDocument) -> None:
+    seen = document.outlook
+    assert seen.accepted == sum(each.accepted or False for each in document.answers)
+    assert {cell.temperature for cell in seen.training} == {0.8, 1.0, 1.5, 2.0}
+    for cell in seen.training:
+        assert cell.gap.value == pytest.approx(cell.start - cell.floor, abs=1e-8)
+        assert cell.gap.low <= cell.gap.value <= cell.gap.high
+        assert cell.size >= 1
+    naive = next(c for c in seen.training if (c.temperature, c.top_k, c.top_p) == (1.0, None, 1.0))
+    assert naive.gap.value == 0
+    assert naive.start == pytest.approx(seen.entropy)
+    for decoded in (*seen.base, *(each for cell in seen.training for each in cell.student)):
+        assert decoded.accepted is not None
+        assert decoded.rejected is not None
+        assert decoded.accepted.answers + decoded.rejected.answers == seen.answers
+    assert [each.answers for each in document.health] == [4, 4, 4, 4]
+
+
+def test_the_page_and_the_summary_state_every_finding(document: ForecastDocument) -> None:
+    page = forecast_page(document)
+    shown = " ".join(str(part) for part in terminal(document))
+    for finding in findings(document):
+        assert finding.where.replace("’", "'") in shown
+        assert f'<span class="where">{finding.where}</span>' in page
+    assert "What this forecast cannot know" in page
+    assert "<script" not in page
+
+
+def test_prompts_without_tests_give_a_forecast_without_outcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(f'{{"question": "Print the number {n}."}}\n' for n in range(4)))
+    Played(monkeypatch, tiny_llama)
+    _run(tmp_path / "out", f"prompts.source={source}", "evaluate.controls=[]").make(VERB)
+    document = read_forecast(tmp_path / "out" / "forecast" / "forecast.json")
+    assert document.outlook.accepted is None
+    assert {each.accepted for each in document.answers} == {None}
+    assert not document.conclusion.ranked
+    assert "no tests" in forecast_page(document)
+    assert not (tmp_path / "out" / "sample-verdicts").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ("sample.top_k=5000", r"top_k 5000 is above the vocabulary of .* tokens: use a smaller"),
+        ("prompts.limit=1", "prompts.limit 1 gives no interval over problems: use 2 or more"),
+    ],
+)
+def test_a_bad_choice_is_one_sentence(
+    chosen: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    played = Played(monkeypatch, tiny_llama)
+    with pytest.raises(UserError, match=reason):
+        _run(tmp_path / "out", chosen).make(VERB)
+    assert played.made == []
+
+
+def test_a_damaged_forecast_is_refused(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "forecast.json"
+    text = (made / "forecast" / "forecast.json").read_text()
+    path.write_text(text.replace('"problems"', '"others"'))
+    with pytest.raises(UserError, match=r"has no readable outlook\.problems .* delete"):
+        read_forecast(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+def test_a_browser_shows_the_page_without_complaints(made: Path, tmp_path: Path) -> None:
+    command = [
+        str(BROWSER),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        (made / "forecast" / "forecast.html").as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    assert shown.stdout.count("<section") == 5
