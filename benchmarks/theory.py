@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from loss_memory import LiveBytes
 from machine import machine
 from torch import Tensor
 
@@ -99,7 +99,6 @@ def theory(positions: int) -> dict[str, object]:
     """Time the theory and a sort of the same logits; count the memory."""
     base, model = logits_of(min(BLOCK, positions), VOCABULARY)
     times = -(-positions // len(base))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = {
         name: over(
             base,
@@ -108,19 +107,28 @@ def theory(positions: int) -> dict[str, object]:
         )
         for name, setting in THEORY.items()
     }
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    peak = max(_peak_mib(base, model, setting) for setting in THEORY.values())
     sorting = over(base, times, lambda chunk: base[chunk].sort(dim=1))
     for name, spent in seconds.items():
         print(f"theory, {name}: {spent:.1f} s, {spent / sorting:.2f} of a sort ({sorting:.1f} s)")
-    print(f"memory beyond the logits: {grown:.2f} GiB")
+    print(f"most bytes alive beyond the logits: {peak:.0f} MiB")
     return {
         "positions": times * len(base),
         "vocabulary": VOCABULARY,
         "sort_s": round(sorting, 2),
         "theory_s": {name: round(spent, 2) for name, spent in seconds.items()},
         "of_a_sort": {name: round(spent / sorting, 3) for name, spent in seconds.items()},
-        "grown_gib": round(grown, 3),
+        "peak_mib": round(peak, 1),
     }
+
+
+def _peak_mib(base: Tensor, model: Tensor, setting: Setting) -> float:
+    """Return the most bytes alive at once in a chunk, without the logits."""
+    first = next(iter(chunks(*base.shape)))
+    with LiveBytes() as live:
+        all_of_the_theory(base[first], model[first], setting)
+    # Slices of the logits share their storage.
+    return (live.peak - base.nbytes - model.nbytes) / 2**20
 
 
 def former_measure() -> Callable[[Tensor, Tensor, Tensor, Decoding], Tensor]:
