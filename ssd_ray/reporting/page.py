@@ -26,6 +26,7 @@ from ssd_ray.config import Recipe, arms, fields
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting import health
 from ssd_ray.reporting.examples import Example, examples
+from ssd_ray.reporting.forecast_outcome import ForecastOutcome, forecast_outcome
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.numbers import counts, logs
 from ssd_ray.reporting.numbers.counts import Results
@@ -67,7 +68,9 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> Rep
     # Compute everything first: an error leaves no half report.
     numbers, results = measure(recipe, run)
     cost = timings(recipe, run, steps)
-    html = render(recipe, numbers, cost, examples(recipe, run, results), pictures(numbers, cost))
+    drawn = pictures(numbers, cost)
+    compared = forecast_outcome(run, recipe, numbers)
+    html = render(recipe, numbers, cost, examples(recipe, run, results), drawn, compared)
     files.write_atomic(out / "scores.json", scores_text(numbers))
     files.write_atomic(out / "timings.json", canonical(plain(cost)) + "\n")
     files.write_atomic(out / "report.html", html)
@@ -142,6 +145,7 @@ def render(
     cost: Timings,
     answers: Sequence[Example],
     drawn: Mapping[str, Picture],
+    compared: ForecastOutcome | None = None,
 ) -> str:
     """Return the page as HTML."""
     template = environment().get_template("page.html.j2")
@@ -152,6 +156,7 @@ def render(
         timings=cost,
         examples=answers,
         pictures=drawn,
+        compared=compared,
         readings=readings(numbers),
         progress=progress_in_words(numbers.training.held_out),
         acts=what_was_run(recipe, numbers),

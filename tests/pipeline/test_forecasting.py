@@ -150,3 +150,27 @@ def test_a_browser_shows_the_page_without_complaints(made: Path, tmp_path: Path)
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("<section") == 5
+
+
+def test_the_report_shows_the_forecast_next_to_the_outcome(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    shutil.copytree(made, tmp_path / "run" / "forecast")
+    played = Played(monkeypatch, tiny_llama)
+    (report,) = played.run(tmp_path / "run").make()
+    page = (report.path / "report.html").read_text()
+    assert "Forecast and outcome" in page
+    assert "Samples: cut off" in page
+    (other,) = played.run(tmp_path / "other").make()
+    assert "Forecast and outcome" not in (other.path / "report.html").read_text()
+
+
+def test_a_forecast_of_other_samples_is_named_and_not_shown(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    shutil.copytree(made, tmp_path / "run" / "forecast")
+    played = Played(monkeypatch, tiny_llama)
+    (report,) = played.run(tmp_path / "run", "sample.temperature=0.9").make()
+    page = (report.path / "report.html").read_text()
+    assert "so it is not shown" in page
+    assert "Samples: cut off" not in page

@@ -22,6 +22,8 @@ from ssd_ray.errors import UserError
 from ssd_ray.reporting.numbers.json_bytes import canonical, plain, rounded_to_ten_digits
 
 FORMAT = 1
+WITHIN_RUN = Path("forecast") / "forecast" / "forecast.json"
+"""Place of the forecast of a run in its directory."""
 NOTHING_TO_GAIN = 0.97
 """Share of positions with one token from which a setting changes nothing: a line of this project,
 not a finding."""
