@@ -276,6 +276,7 @@ def score(
     ]
     line_of, offset_of = torch.tensor(lines), torch.tensor(offsets)
     prompts = torch.tensor([len(context.prompt_token_ids) for context in members])
+    # Padding is never selected: each line has its own number of positions.
     places = prompts[line_of] + offset_of
     rows = torch.tensor(batch)[line_of]
     # The state before a token predicts it.

@@ -148,6 +148,7 @@ class _Scored(LogProbabilities):
         self.head_logits, self.head_ids = self.ranking.largest(HEAD)
         self.head_log_probabilities = self.head_logits.double() - self.log_norm[:, None]
         scale = torch.tensor(TAIL_POWERS, dtype=torch.float64, device=logits.device)
+        # The tail is the vocabulary without the head, for which the sums are exact.
         heads = torch.stack(
             [(power * (self.head_logits - largest).double()).exp().sum(1) for power in TAIL_POWERS],
             dim=1,
@@ -173,6 +174,7 @@ def _pass(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e = x.exp()
         mass[part] = e.sum(1)
         energy[part] = torch.linalg.vecdot(e, x)
+        # Powers come from roots and products: an exponential costs ten times as much.
         half = e.sqrt()
         quarter = half.sqrt()
         powers[part, 0] = quarter.sum(1)
@@ -225,6 +227,7 @@ def _measure(
 def _larger(model: _Scored, own: Tensor) -> Tensor:
     """Return how many logits are larger than `own`, [positions, 1]."""
     larger = (model.head_logits > own).sum(1)
+    # Most tokens are within the head. Only the others need a look at the vocabulary.
     beyond = (larger == model.head_logits.shape[1]).nonzero()[:, 0]
     if len(beyond):
         larger[beyond] = (model.logits[beyond] > own[beyond]).sum(1)
@@ -235,5 +238,6 @@ def _log_q(support: Support, tokens: Tensor) -> Tensor:
     """Return log q of a token at each position, minus infinity outside of the support."""
     if support.ids is None:
         return support.log_q.gather(1, tokens[:, None])[:, 0]
+    # Padding repeats ids with minus infinity, so the largest value counts.
     is_token = support.ids == tokens[:, None]
     return support.log_q.masked_fill(~is_token, -torch.inf).amax(1)

@@ -77,6 +77,7 @@ def nearest(base: Heads, student: Heads, evaluation: Setting) -> Nearest:
     all of them from its best point.
     """
     number = len(base.log_probabilities)
+    # The grid only has to find the right valley.
     some = np.arange(0, number, max(1, number // _GRID_POSITIONS))
     coarse = _Search(base.at(some), student.at(some), evaluation)
     start = min(_grid(evaluation), key=coarse.mean)
@@ -110,6 +111,7 @@ class _Search:
     def distances(self, setting: Setting) -> Floats:
         """Return the divergence at each position."""
         own = self._student
+        # Tokens that the student cuts are part of the rest, also where the base keeps them.
         other = self._base.decoded(setting)[:, : self._width] * (own > 0)
         rest = np.maximum(1 - own.sum(1), 0)
         rest_of_other = np.maximum(1 - other.sum(1), 0)
@@ -127,6 +129,7 @@ class _Search:
         step = 0.08
         while step > _FINEST:
             best = min([setting, *_neighbors(setting, step)], key=self.mean)
+            # Without a better neighbor, the minimum lies between the steps.
             if self.mean(best) >= self.mean(setting):
                 step /= 2
             else:
@@ -181,6 +184,7 @@ class _Tempered:
 
     def _temper(self, temperature: float) -> None:
         """Compute the weights at a temperature, in units of that of the most likely token."""
+        # The grid goes through all truncations of a temperature before the next one.
         if temperature == self._temperature:
             return
         self._temperature = temperature

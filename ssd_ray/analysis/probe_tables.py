@@ -128,6 +128,7 @@ def _write_shard(job: Job, group: Sequence[tuple[int, ...]], directory: Path, nu
     }
     import pyarrow as pa
 
+    # Positions come last: a shard with them is complete.
     for name in TABLES:
         write_table(directory, f"{name}-{number:05}", pa.concat_tables(tables[name]))
 
@@ -144,6 +145,7 @@ def _sampled(job: Job, places: _Places) -> Bools:
     index = starts[places.rows] + places.offsets - skipped[places.rows]
     total = int(counts.sum())
     quota = min(NUM_HEADS, total)
+    # Every total/quota-th position, in the order of the contexts, whatever the batches.
     chosen: Bools = (index + 1) * quota // total > index * quota // total
     return chosen
 
@@ -227,6 +229,7 @@ def _array(tensor: Tensor, kind: pa.DataType | None = None) -> pa.Array:
     values = pa.array(tensor.flatten().numpy()).cast(kind)
     if tensor.dim() == 1:
         return values
+    # Lists of one length need no offsets.
     return pa.FixedSizeListArray.from_arrays(values, tensor.shape[1])
 
 
@@ -234,6 +237,7 @@ def _join(directory: Path, name: str, target: Path) -> None:
     """Write the shards of a table as one file, a row group each, without all in memory."""
     import pyarrow.parquet as pq
 
+    # A kill while joining leaves the shards, and the next attempt joins them again.
     temporary = target.with_name(f".{target.name}.partial")
     paths = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
     with pq.ParquetWriter(

@@ -61,6 +61,7 @@ def kinds(pieces: Sequence[str]) -> list[Kind]:
     """Return the kind of each token of an answer, from the texts of its tokens."""
     text = "".join(pieces)
     labels: list[Kind] = ["prose"] * len(text)
+    # Later parts never overlap earlier ones, so each character is labeled once.
     for start, code in _code_parts(text):
         for begin, end, kind in _lexemes(code):
             labels[start + begin : start + end] = [kind] * (end - begin)

@@ -27,7 +27,7 @@ class Headline:
     value: str
     note: str
     tone: str
-    """Class of its border: lock, fork or quiet."""
+    """Class of its border: lock, fork or plain."""
 
 
 def probe_page(numbers: ProbeNumbers, programs: Sequence[Program]) -> str:
@@ -109,7 +109,7 @@ def _headlines(numbers: ProbeNumbers) -> Iterator[Headline]:
         value=f"{percent(_share(locks))} locks, {percent(_share(forks))} forks",
         note=f"Tokens that survive {setting_text(numbers.settings.training)}: one is a lock, three "
         "or more are a fork.",
-        tone="quiet",
+        tone="plain",
     )
     if numbers.students:
         yield from _changes(numbers, numbers.students[-1])
@@ -123,13 +123,13 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
     signals = student.signals[0]
     training = numbers.settings.training.temperature
     yield Headline(
-        where="Locks sharpen",
+        where="Lock sharpening",
         value=f"{interval_text(signals.lock_sharpening, 'points')} points",
         note="Rise of the probability of the base's only surviving token.",
         tone="lock",
     )
     yield Headline(
-        where="Forks spread",
+        where="Fork spreading",
         value=f"{interval_text(signals.fork_spreading)} nats",
         note="Rise of the entropy among the surviving tokens of the base.",
         tone="fork",
@@ -138,13 +138,13 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
         where="Gap closed",
         value=interval_text(signals.gap_closed, "percent"),
         note="0 at the base, 100 % at the ideal fit to the samples' distribution.",
-        tone="quiet",
+        tone="plain",
     )
     yield Headline(
         where="Temperature reached",
         value=interval_text(signals.temperature_reached),
         note=f"The samples were drawn at {training:g}; the base is at 1.",
-        tone="quiet",
+        tone="plain",
     )
     decoding = student.decoding
     yield Headline(
@@ -152,7 +152,7 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
         value=f"{interval_text(decoding.explained, 'percent')} of the change",
         note=f"The nearest decoding of the base is {setting_text(decoding.setting)}, to the "
         f"student at {setting_text(numbers.settings.evaluation)}.",
-        tone="quiet",
+        tone="plain",
     )
 
 

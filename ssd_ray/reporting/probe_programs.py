@@ -114,6 +114,7 @@ def _tokens(
     for rows in zip(*ordered, strict=True):
         base, last = rows[0], rows[-1]
         size = base["support_size"]
+        # S is a prefix of the base's head, most likely tokens first.
         kept = set(base["head_ids"][:size])
         yield ShownToken(
             text=pieces.of([base["token_id"]])[0],

@@ -44,6 +44,8 @@ PAPER = Settings(
     evaluation=Setting(temperature=1.1, top_k=20, top_p=0.8),
 )
 """The paper's setting for Qwen3-4B-Instruct, used without a run."""
+TABLES_REVISION = 1
+"""Raise it where columns of the tables change their meaning, such as the sums of `signals`."""
 NUM_SHOWN = 6
 LONGEST_SHOWN = 320
 """Answers shown as text, and their most tokens."""
@@ -97,6 +99,7 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
     dtype = job.dtype or _usual_dtype()
     identity = Identity(
         stage="probe",
+        revision=TABLES_REVISION,
         choices={
             "models": {place.name: _identify(place) for place in places},
             "contexts": _digest(placed),
@@ -107,6 +110,7 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
     # The claim comes first: a directory with a lock is not empty.
     manifests.claim(job.out, identity)
     with locked(job.out):
+        # Asked again: another process may have completed the probe before the lock was free.
         if manifests.claim(job.out, identity) is None:
             files.check_disk(job.out)
             scored = _load(replace(job, dtype=dtype), places, settings, progress)
@@ -241,6 +245,7 @@ def _shown(placed: Sequence[Placed]) -> list[int]:
         if 8 <= each.context.num_positions <= LONGEST_SHOWN:
             queues.setdefault(each.domain, []).append(row)
     chosen: list[int] = []
+    # In turns, so that each domain is seen.
     while any(queues.values()) and len(chosen) < NUM_SHOWN:
         for queue in queues.values():
             if queue and len(chosen) < NUM_SHOWN:

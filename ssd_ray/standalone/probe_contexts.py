@@ -106,6 +106,7 @@ def _held_out(run: Path, tokenizer: Any) -> Iterator[Placed]:
     _, held_out = heldout.split(
         Examples(run / "dataset"), recipe.train.heldout_samples, recipe.seed
     )
+    # Training sequences have no source; the samples behind them do.
     domains = dict(read_columns(run / "samples", "prompt_id", "source"))
     if held_out is None:
         return
@@ -136,6 +137,7 @@ def _judged(path: Path, verdict: str, tokenizer: Any) -> Iterator[Placed]:
             f"--contexts {path}:{verdict}: it holds no complete verdicts of a run; "
             "give RUN or RUN/verdicts/ARM"
         )
+    # An answer without a verdict on itself is neither accepted nor rejected.
     keys = {
         (row.prompt_id, row.sample_index)
         for row in read_rows(path, Verdict)

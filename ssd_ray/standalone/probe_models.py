@@ -113,6 +113,7 @@ def _steps(path: Path, run: Path) -> list[Place]:
         Place(name=f"step {number}", directory=path / f"{_STEP}{number}", step=number, run=run)
         for number in numbers
     ]
+    # The last step is exported as the checkpoint itself.
     last = recipe_of(run).train.steps
     if last not in numbers and (run / "checkpoint" / "manifest.json").exists():
         places.append(Place(name=f"step {last}", directory=run / "checkpoint", step=last, run=run))

@@ -38,6 +38,7 @@ def ratio_interval(sums: Values, sizes: Values, *, confidence: float) -> Interva
     number = _require(len(sizes))
     total = float(sizes.sum())
     estimate = float(sums.sum()) / total
+    # The ratio varies as these do, to first order.
     residuals = sums - estimate * sizes
     variance = number / (number - 1) * float((residuals**2).sum()) / total**2
     half = _student(effective_number(sizes) - 1, confidence) * math.sqrt(variance)

@@ -111,10 +111,12 @@ class Sums:
         base = rows[self.models[0]]
         if not len(base):
             return
+        # Groups follow from the base alone, so that models are compared on the same positions.
         groups = self._memberships(table, base)
         problems = self._problem_numbers(table, base)
         values = np.stack([self._values(table, rows[model]) for model in self.models])
         self._grow(values.shape[2])
+        # `add.at` adds repeated problems one by one; `+=` would count each once.
         for place, group in groups:
             np.add.at(self._sizes, (problems[place], group), 1.0)
             for number in range(len(self.models)):

@@ -112,6 +112,7 @@ def numbers(
     """
     answers = read_table(out / "answers.parquet")
     heads = read_table(out / "heads.parquet")
+    # Positions of the answers shown would weigh more than others.
     sampled = _Table(heads.filter(heads.column("is_sampled")))
     domains = tuple(sorted(set(answers.column("domain").to_pylist())))
     everything = Sums(out / "positions.parquet", models)
@@ -225,6 +226,7 @@ def _decoding(heads: _Table, base: str, student: str, evaluation: Setting) -> De
     )
     columns = np.stack([result.distances, result.changes, np.ones(len(rows))], axis=1)
     distances, changes, sizes = heads.by_problem(columns, rows).T
+    # A student equal to the base has no change to explain.
     explained = None
     if changes.sum() > 0:
         explained = ratio_interval(changes - distances, changes, confidence=CONFIDENCE)

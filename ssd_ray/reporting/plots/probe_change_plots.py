@@ -23,6 +23,7 @@ def strata_plot(numbers: ProbeNumbers) -> Picture | None:
     figure, axes = canvas(0.9 + 0.3 * len(groups))
     student = numbers.models[-1]
     temperatures = numbers.settings.temperatures
+    # The sweep need not hold the decoding of the student: the nearest temperature is drawn.
     place = min(
         range(len(temperatures)),
         key=lambda at: abs(temperatures[at] - numbers.settings.evaluation.temperature),
@@ -58,7 +59,7 @@ def entropy_plot(numbers: ProbeNumbers) -> Picture | None:
         panels,
         ("kept_mass", "entropy"),
         (100.0, 1.0),
-        ("change of the mass of S (points)", "change of the entropy (nats)"),
+        ("change of p(S) (points)", "change of the entropy (nats)"),
         strict=True,
     ):
         for x, group in enumerate(groups):

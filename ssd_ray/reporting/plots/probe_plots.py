@@ -113,6 +113,8 @@ def mass_plot(numbers: ProbeNumbers) -> Picture:
             label=model,
         )
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
     _powers_of_ten(axes)
     axes.set_xlabel("rank")
     axes.set_ylabel("mass beyond this rank")
