@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # With this variable, every process of a run or a test compiles the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test fast lint install bench chaos cluster cluster-down lock clean
+.PHONY: quickstart test fast lint install bench chaos toy-model cluster cluster-down lock clean
 
 quickstart: $(INSTALLED)  ## from prompts to report on a small real model, within seven minutes on two cores
 	$(BIN)/ssd-ray run quickstart
@@ -42,6 +42,10 @@ bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	test -d build/trl/trl || $(BIN)/python -m pip install --quiet --no-deps --target build/trl trl==1.16.0
 	for name in startup loading_memory planner grading grading_at_size sampling sampling_at_size sampling_kills slow_storage scale_out loss_memory theory probe training checkpointing fixed_point quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
+
+toy-model: $(INSTALLED)  ## the paper's toy as a real model through the pipeline, against its known answer
+	mkdir -p benchmarks/figures
+	$(BIN)/python benchmarks/toy_model.py --out benchmarks/figures/toy_model.json
 
 chaos: $(INSTALLED)  ## every case of the chaos table; rows on record are kept
 	mkdir -p benchmarks/figures

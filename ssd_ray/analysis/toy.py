@@ -189,8 +189,9 @@ class Ranked:
         limit = self.limit(top_k)
         reached = np.cumsum(masses[:, :limit], axis=1)
         reached /= reached[:, -1:]
-        missing = reached[:, None, :-1] < (top_ps - _ROUNDING)[None, :, None]
-        sizes = 1 + np.count_nonzero(missing, axis=2)
+        sizes = np.ones((len(masses), len(top_ps)), dtype=np.int64)
+        for column in range(limit - 1):
+            sizes += reached[:, column, None] < top_ps - _ROUNDING
         return np.asarray(np.where(top_ps >= 1, limit, sizes))
 
     def shares(

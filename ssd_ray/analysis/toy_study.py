@@ -116,7 +116,8 @@ def best(model: Automaton, temperatures: Vector, top_ps: Vector, top_k: int | No
 
 def best_with_top_k(model: Automaton, temperatures: Vector, top_ps: Vector) -> Best:
     """Return the best decoding over temperature, top-p and top-k; of equal ones, without top-k."""
-    limits = [None, *range(1, min(_MOST_TOP_K, len(model.root.probabilities)) + 1)]
+    widest = max(state.support for state in model.states.values())
+    limits = [None, *range(1, min(_MOST_TOP_K + 1, widest))]
     results = [best(model, temperatures, top_ps, limit) for limit in limits]
     return max(results, key=lambda each: each.success)
 
