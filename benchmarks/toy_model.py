@@ -5,6 +5,7 @@
 A transformer of two layers learns the automaton's table. The ordinary pipeline distils it: vLLM
 samples at T 0.9, top-p 0.85, and DeepSpeed trains on the samples. Success is computed from the
 probabilities of both models. It fails where the figures miss the known answer.
+With `--keep DIR` the run stays there, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--keep", type=Path)
+    arguments = parser.parse_args()
+    out = arguments.out
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        base = make_base(Path(folder))
+        directory = arguments.keep or Path(folder)
+        directory.mkdir(parents=True, exist_ok=True)
+        base = make_base(directory)
         trained_s = time.perf_counter() - began
-        run = distil(base, Path(folder), samples=SAMPLES, steps=STEPS)
+        run = distil(base, directory, samples=SAMPLES, steps=STEPS)
     seconds = time.perf_counter() - began
     ideal_base = run.settings.base()
     ideal_student = ideal_base.decoded(run.settings.samples)

@@ -1,4 +1,4 @@
-"""The toy as a real model: a transformer with the automaton's distributions, and their reading.
+"""The toy as a real model: a transformer with the automaton's distributions.
 
 - A prompt is `walk N`. An answer begins at the root. It ends after a wrong token or the last lock.
 - `toy_model` trains a Llama of two layers until each state's distribution is that of the table.

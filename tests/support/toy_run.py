@@ -57,8 +57,10 @@ class ToyRun:
 
 
 def make_base(directory: Path) -> Path:
-    """Make the frozen model, trained on the automaton's own table."""
-    return toy_model(directory / "base", ToySettings())
+    """Make the frozen model, trained on the automaton's own table, unless it is there."""
+    base = directory / "base"
+    # The tokenizer is written last.
+    return base if (base / "tokenizer.json").exists() else toy_model(base, ToySettings())
 
 
 def distil(base: Path, directory: Path, *, samples: int, steps: int) -> ToyRun:
