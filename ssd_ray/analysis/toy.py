@@ -154,6 +154,7 @@ class Ranked:
     def __init__(self, probabilities: Vector) -> None:
         """Take float64[vocabulary], with zeros for tokens outside of the support."""
         self.probabilities = probabilities
+        # Temperatures keep this order, so one ranking serves all of them.
         # Of equal probabilities, the larger id comes first, as in the operator.
         self.order = np.argsort(probabilities, kind="stable")[::-1]
         self.ranked = probabilities[self.order]
@@ -171,8 +172,8 @@ class Ranked:
 
     def masses(self, powers: Vector) -> Vector:
         """Return p^power by rank, normalized, float64[powers, support]."""
-        with np.errstate(divide="ignore"):
-            scaled = powers[:, None] * np.log(self.ranked[: self.support] / self.ranked[0])
+        # Relative to the most likely token: its weight is 1, and no power overflows.
+        scaled = powers[:, None] * np.log(self.ranked[: self.support] / self.ranked[0])
         weights = np.exp(scaled)
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 

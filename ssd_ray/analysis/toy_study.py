@@ -116,6 +116,7 @@ def best(model: Automaton, temperatures: Vector, top_ps: Vector, top_k: int | No
 
 def best_with_top_k(model: Automaton, temperatures: Vector, top_ps: Vector) -> Best:
     """Return the best decoding over temperature, top-p and top-k; of equal ones, without top-k."""
+    # A top-k as wide as every support keeps all tokens, as without one.
     widest = max(state.support for state in model.states.values())
     limits = [None, *range(1, min(_MOST_TOP_K + 1, widest))]
     results = [best(model, temperatures, top_ps, limit) for limit in limits]
@@ -128,6 +129,7 @@ def normal_form_bound(model: Automaton, powers: Vector) -> Bound:
     No order of temperature, top-k and top-p passes it, not even one chosen for each state.
     """
     root, fork, lock = model.prefix_shares(powers)
+    # Success is a product of independent choices, so each state takes its own best prefix.
     values = root.max(axis=1) * fork.max(axis=1) * lock.max(axis=1) ** model.locks
     place = int(values.argmax())
     return Bound(

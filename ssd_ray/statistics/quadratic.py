@@ -69,9 +69,11 @@ def quadratic(effective: Values, values: Values) -> Quadratic:
     freedom = cells - _COEFFICIENTS
     r2 = 1 - residual / total if total > 0 else math.nan
     peak, error = math.nan, math.nan
+    # Opened upwards, the parabola has a lowest point and no peak.
     if c < 0:
         peak = -b / (2 * c)
         if freedom > 0:
+            # Delta method: the gradient of -b / 2c by (a, b, c), on both sides of their covariance.
             covariance = residual / freedom * np.linalg.inv(design.T @ design)
             slope = np.array([0.0, -1 / (2 * c), b / (2 * c**2)])
             error = math.sqrt(float(slope @ covariance @ slope))

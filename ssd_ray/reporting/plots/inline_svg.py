@@ -122,6 +122,7 @@ def bars(groups: Sequence[Sequence[float]], labels: Sequence[str], words: Words)
         y_high=max(max(values) for values in groups) * 1.1,
     )
     parts = list(_axes(frame, words, list(range(count))))
+    # Groups fill 0.8 of their place, so neighbors stay apart.
     width = 0.8 / len(groups)
     for index, values in enumerate(groups):
         for place, value in enumerate(values):
@@ -175,6 +176,7 @@ def cells(grid: Cells, words: Words) -> Drawing:
     parts += _axes(frame, words, ticks(grid.xs[0], grid.xs[-1]), lines_behind=False)
     height = frame.y(grid.rule)
     parts.append(_segment("rule", frame.x(frame.x_low), height, frame.x(frame.x_high), height))
+    # The text goes to the side with room.
     x, y, text = grid.best
     at_right = x > (frame.x_low + frame.x_high) / 2
     parts.append(f'<circle class="ring" cx="{frame.x(x)}" cy="{frame.y(y)}" r="6"/>')
