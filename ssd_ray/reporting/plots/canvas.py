@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ssd_ray.reporting.numbers.scores import Scores
@@ -112,6 +113,11 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 
 def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     """Return the drawing as a picture: SVG without a date."""
+    # With a layout engine, matplotlib draws a figure twice for a file: first to lay it out.
+    if (layout := figure.get_layout_engine()) is not None:
+        FigureCanvasSVG(figure)  # the layout depends on the widths of its texts
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     # Without these keys matplotlib writes the date and its version into the file.
     sink = io.StringIO()
     figure.savefig(
