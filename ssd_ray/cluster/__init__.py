@@ -36,6 +36,13 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 
+_OWN = threading.Event()
+
+
+def is_own() -> bool:
+    """Return True if this process has started a Ray of its own, which has one node."""
+    return _OWN.is_set()
+
 
 @contextmanager
 def connected(logs: Path | None = None, say: Callable[[str], None] = print) -> Iterator[None]:
@@ -86,6 +93,7 @@ def _leave() -> None:
 
     sys.stdout.flush()
     ray.shutdown()
+    _OWN.clear()
 
 
 def _start(say: Callable[[str], None]) -> None:
@@ -119,6 +127,8 @@ def _start(say: Callable[[str], None]) -> None:
             raise InfrastructureError(
                 f"could not reach or start {where}: {one_line(error)}"
             ) from error
+    if not named:
+        _OWN.set()
 
 
 @contextmanager

@@ -51,17 +51,17 @@ def resolved_address(address: str) -> str:
 
 @contextmanager
 def plain_start() -> Iterator[None]:
-    """Let `ray.init` leave SIGTERM alone, and start no monitor of log files.
+    """Let `ray.init` leave SIGTERM alone, and start no monitors and no dashboard.
 
-    Missing: options for both. Ray's handler ends the process. Its monitor reads files all the time.
+    Missing: options for both. Ray's handler ends the process. The other three processes serve log
+    files, an autoscaler and jobs: a local Ray has no use for them, and its start waits for them.
     """
     import ray
     from ray._private.node import Node
 
-    with (
-        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
-        mock.patch.object(Node, "start_log_monitor"),
-    ):
+    names = ("start_log_monitor", "start_monitor", "start_api_server")
+    handler = mock.patch.object(ray._private.utils, "set_sigterm_handler")
+    with handler, mock.patch.multiple(Node, **dict.fromkeys(names, mock.DEFAULT)):
         yield
 
 
@@ -301,8 +301,8 @@ def worker_callback() -> Any:
 def torch_trainer() -> Any:
     """Return the base of a TorchTrainer with policies of its own.
 
-    Missing: parameters for the policies, and options against a handler of Ctrl-C and an actor for
-    data sets. Subclasses define `policies()`, keyword arguments of the controller.
+    Missing: parameters for the policies, and options against a handler of Ctrl-C and some actors.
+    Subclasses define `policies()`, keyword arguments of the controller, and `unused`, callbacks.
     """
     from ray.train.torch import TorchTrainer
 
@@ -312,7 +312,7 @@ def torch_trainer() -> Any:
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ != "DatasetsCallback"]
+            return [each for each in callbacks if type(each).__name__ not in self.unused]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Ctrl-C to the caller: Ray's handler ends workers before state is saved."""

@@ -9,10 +9,8 @@ Writes `.engines/` of the run directory.
 from __future__ import annotations
 
 import functools
-import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +20,7 @@ from ssd_ray import models
 from ssd_ray.config import ClusterConfig, EngineConfig, ModelConfig
 from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.machine import storage
+from ssd_ray.machine.garbage import collector_paused
 from ssd_ray.models import local_copies
 from ssd_ray.progress import Progress
 
@@ -58,7 +57,7 @@ def _start(settings: EngineSettings) -> Engine:
     Raises:
         UserError: the model is not here and cannot be fetched, or vLLM does not take it.
     """
-    with _collector_paused():
+    with collector_paused():
         from ssd_ray.inference.vllm import placement
         from ssd_ray.inference.vllm.engine import Engine
 
@@ -72,21 +71,6 @@ def _start(settings: EngineSettings) -> Engine:
             engine=settings.engine,
             device=settings.device,
         )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause garbage collection while an engine starts.
-
-    Otherwise its passes over the lasting objects of vLLM and torch take a sixth of their import.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        # Later passes skip these objects too.
-        gc.freeze()
-        gc.enable()
 
 
 class EnginePools:

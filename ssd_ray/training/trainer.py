@@ -189,7 +189,7 @@ def _run(job: Job, progress: Progress) -> None:
             storage_path=str(job.logs / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=[_UserErrorsEndTheRun(), GracefulStop()],
-            worker_runtime_env={"env_vars": process_environment(cluster)},
+            worker_runtime_env={"env_vars": process_environment(job.train, cluster)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -25,11 +26,12 @@ from ray.train import (
     WorkerGroupError,
 )
 
-from ssd_ray.cluster import ray_internals
+from ssd_ray.cluster import is_own, ray_internals
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import resume
 
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 STOP_REQUESTED = threading.Event()
 """Set in a worker after SIGTERM."""
 
@@ -89,12 +91,31 @@ def is_worker_crash(failure: BaseException) -> bool:
 
 
 class SizedTrainer(ray_internals.torch_trainer()):  # type: ignore[misc]
-    """TorchTrainer with `SizedPolicy` for sizes `allowed` and `ConsecutiveFailures` in `out`."""
+    """TorchTrainer with `SizedPolicy` for sizes `allowed` and `ConsecutiveFailures` in `out`.
+
+    - No actor is started for data sets: there are none.
+    - In a Ray of this process's own, no actor watches for nodes about to leave: there is one node.
+      None frees the workers' places after a crash of the controller: this Ray ends with the run.
+    - Each actor loads Ray Train, about 3 s of a core.
+    """
 
     def __init__(self, *arguments: Any, allowed: list[int], out: Path, **choices: Any) -> None:
         self._allowed = allowed
         self._out = out
+        self._is_alone = is_own()
+        cleaner = {"PlacementGroupCleanerCallback"} if self._is_alone else set()
+        self.unused = {"DatasetsCallback", *cleaner}
         super().__init__(*arguments, **choices)
+
+    def fit(self) -> Any:
+        """Train; Ray Train reads the variable here and hands it to its controller."""
+        if not self._is_alone or _WATCHER in os.environ:
+            return super().fit()
+        os.environ[_WATCHER] = "0"
+        try:
+            return super().fit()
+        finally:
+            del os.environ[_WATCHER]
 
     def policies(self) -> dict[str, object]:
         """Return the policies for failures, and for sizes where the group is elastic."""

@@ -515,6 +515,15 @@ def test_a_local_ray_without_enough_gpus_is_refused(
 
 
 def test_gpu_workers_have_expandable_memory_segments() -> None:
-    environment = process_environment(ClusterConfig(device="cuda"))
+    environment = process_environment(TrainConfig(), ClusterConfig(device="cuda"))
     assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    assert "PYTORCH_ALLOC_CONF" not in process_environment(ClusterConfig(device="cpu"))
+    on_cpu = process_environment(TrainConfig(), ClusterConfig(device="cpu"))
+    assert "PYTORCH_ALLOC_CONF" not in on_cpu
+
+
+def test_cpu_workers_load_the_compiler_only_to_compile() -> None:
+    cpu = ClusterConfig(device="cpu")
+    name = "TORCHDYNAMO_DISABLE"
+    assert process_environment(TrainConfig(), cpu)[name] == "1"
+    assert name not in process_environment(TrainConfig(compile=True), cpu)
+    assert name not in process_environment(TrainConfig(), ClusterConfig(device="cuda"))

@@ -24,6 +24,7 @@ from torch.distributed import distributed_c10d
 
 from ssd_ray.cluster import import_path
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.machine.garbage import collector_paused
 from ssd_ray.models.cpu_kernels import use_fast_products
 from ssd_ray.training.model import expert_parallel, sequence_parallel
 from ssd_ray.training.model.adapters import add_adapters
@@ -134,7 +135,7 @@ def max_micro_steps(train: TrainConfig, cluster: ClusterConfig) -> int:
     return train.global_batch_size // num_shares(train, cluster)
 
 
-def process_environment(cluster: ClusterConfig) -> dict[str, str]:
+def process_environment(train: TrainConfig, cluster: ClusterConfig) -> dict[str, str]:
     """Return environment variables to set before a worker starts.
 
     - On a CPU, memory stays mapped between micro-batches. By default glibc returns memory freed by
@@ -142,6 +143,7 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     - The cost is fragmentation: some hundred MiB of mapped memory are unused. `release_memory`
       of `cpu_kernels.py` returns them.
     - A single worker on all cores pins each thread to a core.
+    - DeepSpeed compiles an unused optimizer, which loads torch's compiler: 2.5 s at each start.
     """
     if cluster.device != "cpu":
         # Sequences of many lengths leave holes in segments of fixed size.
@@ -154,7 +156,9 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     alone = cluster.train_workers == 1 and cluster.cpus_per_train_worker >= len(
         os.sched_getaffinity(0)
     )
-    return import_path.SAFE | memory | ({"OMP_PROC_BIND": "true"} if alone else {})
+    pinned = {"OMP_PROC_BIND": "true"} if alone else {}
+    compiler = {} if train.compile else {"TORCHDYNAMO_DISABLE": "1"}
+    return import_path.SAFE | memory | pinned | compiler
 
 
 def prepare_process(cluster: ClusterConfig) -> None:
@@ -168,8 +172,9 @@ def prepare_process(cluster: ClusterConfig) -> None:
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(max(1, int(cluster.cpus_per_train_worker)))
-    import deepspeed
-    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+    with collector_paused():
+        import deepspeed
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
     deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)
 

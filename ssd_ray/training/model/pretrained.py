@@ -19,6 +19,7 @@ from torch import distributed
 
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.machine.garbage import collector_paused
 from ssd_ray.models import loading
 
 _NOISE = ("dropout", "pdrop", "layerdrop", "jitter")
@@ -31,8 +32,9 @@ def load(directory: Path, train: TrainConfig, config: dict[str, object]) -> Any:
     Raises:
         UserError: the directory lacks weights.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    with collector_paused():
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations import HfDeepSpeedConfig
 
     settings = loading.load_config(directory)
     switch_noise_off(settings)
