@@ -23,7 +23,8 @@ from ssd_ray.analysis import forward
 from ssd_ray.analysis.forward import Context, ScoredModel
 from ssd_ray.analysis.measures import Measures, Settings, measure
 from ssd_ray.artifacts.files import make_directory
-from ssd_ray.artifacts.shards import shard_paths, write_table
+from ssd_ray.artifacts.shards import read_table, shard_paths, write_table
+from ssd_ray.errors import OutsideError, system_reason
 from ssd_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,10 +74,15 @@ def write(job: Job, out: Path, progress: Progress) -> None:
     done = 0
     with progress.task("probe", total, "positions") as task:
         for number, group in enumerate(groups):
-            if f"positions-{number:05}.parquet" not in existing:
-                _write_shard(job, group, directory, number)
-            done += sum(job.contexts[row].num_positions for batch in group for row in batch)
-            task.update(done)
+            if f"positions-{number:05}.parquet" in existing:
+                done += sum(_positions_of(job, batch) for batch in group)
+                continue
+            shard = _Shard(job)
+            for batch in group:
+                shard.add(batch)
+                done += _positions_of(job, batch)
+                task.update(done)
+            shard.write(directory, number)
     for name in TABLES:
         _join(directory, name, out / f"{name}.parquet")
 
@@ -87,12 +93,16 @@ def _shards(job: Job) -> Iterator[list[tuple[int, ...]]]:
     positions = 0
     for batch in forward.batches(job.contexts, job.budget):
         group.append(batch)
-        positions += sum(job.contexts[row].num_positions for row in batch)
+        positions += _positions_of(job, batch)
         if positions >= SHARD_POSITIONS:
             yield group
             group, positions = [], 0
     if group:
         yield group
+
+
+def _positions_of(job: Job, batch: Sequence[int]) -> int:
+    return sum(job.contexts[row].num_positions for row in batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,33 +114,42 @@ class _Places:
     tokens: NDArray[np.int64]
 
 
-def _write_shard(job: Job, group: Sequence[tuple[int, ...]], directory: Path, number: int) -> None:
-    parts: list[list[Measures]] = [[] for _ in job.models]
-    columns: list[list[Tensor]] = [[], [], []]
-    for batch in group:
-        for chunk in forward.score(job.models, job.contexts, batch):
-            for each, values in zip(
-                parts, measure(chunk.logits, chunk.tokens, job.settings), strict=True
-            ):
-                each.append(values)
-            for column, tensor in zip(
-                columns, (chunk.rows, chunk.offsets, chunk.tokens.cpu()), strict=True
-            ):
-                column.append(tensor)
-    rows, offsets, tokens = (torch.cat(column).numpy() for column in columns)
-    places = _Places(rows=rows, offsets=offsets, tokens=tokens)
-    measured = [Measures.joined(each) for each in parts]
-    sampled = _sampled(job, places)
-    tables = {
-        "answers": [_answers(job, places, *each) for each in _named(job, measured)],
-        "heads": [_heads(job, places, sampled, *each) for each in _named(job, measured)],
-        "positions": [_positions(job, places, *each) for each in _named(job, measured)],
-    }
-    import pyarrow as pa
+class _Shard:
+    """Measures of some batches, to be written as one shard."""
 
-    # Positions come last: a shard with them is complete.
-    for name in TABLES:
-        write_table(directory, f"{name}-{number:05}", pa.concat_tables(tables[name]))
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._measures: list[list[Measures]] = [[] for _ in job.models]
+        self._places: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, batch: Sequence[int]) -> None:
+        """Measure all models at the positions of a batch."""
+        job = self._job
+        for chunk in forward.score(job.models, job.contexts, batch):
+            measured = measure(chunk.logits, chunk.tokens, job.settings)
+            for parts, values in zip(self._measures, measured, strict=True):
+                parts.append(values)
+            self._places.append((chunk.rows, chunk.offsets, chunk.tokens.cpu()))
+
+    def write(self, directory: Path, number: int) -> None:
+        """Write the three files of the shard."""
+        import pyarrow as pa
+
+        job = self._job
+        rows, offsets, tokens = (
+            torch.cat(column).numpy() for column in zip(*self._places, strict=True)
+        )
+        places = _Places(rows=rows, offsets=offsets, tokens=tokens)
+        measured = [Measures.joined(each) for each in self._measures]
+        sampled = _sampled(job, places)
+        tables = {
+            "answers": [_answers(job, places, *each) for each in _named(job, measured)],
+            "heads": [_heads(job, places, sampled, *each) for each in _named(job, measured)],
+            "positions": [_positions(job, places, *each) for each in _named(job, measured)],
+        }
+        # Positions come last: a shard with them is complete.
+        for name in TABLES:
+            write_table(directory, f"{name}-{number:05}", pa.concat_tables(tables[name]))
 
 
 def _named(job: Job, measured: Sequence[Measures]) -> Iterator[tuple[str, Measures]]:
@@ -240,9 +259,15 @@ def _join(directory: Path, name: str, target: Path) -> None:
     # A kill while joining leaves the shards, and the next attempt joins them again.
     temporary = target.with_name(f".{target.name}.partial")
     paths = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
-    with pq.ParquetWriter(
-        temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
-    ) as writer:
-        for path in paths:
-            writer.write_table(pq.read_table(path))
-    temporary.replace(target)
+    try:
+        with pq.ParquetWriter(
+            temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
+        ) as writer:
+            for path in paths:
+                writer.write_table(read_table(path))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutsideError(
+            f"cannot write {target} ({system_reason(error)}): make room and run again"
+        ) from error

@@ -16,6 +16,7 @@ from ssd_ray.analysis import probe_tables
 from ssd_ray.analysis.forward import Context, ScoredModel
 from ssd_ray.analysis.measures import Settings
 from ssd_ray.analysis.operator import Setting
+from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, numbers
 from tests.support.commands import exit_status
@@ -140,6 +141,20 @@ def test_a_killed_probe_resumes_at_its_last_complete_shard(
     )
     assert _numbers(job, tmp_path / "found") == expected
     assert written[0] == "answers-00003"
+
+
+def test_a_full_disk_is_reported_with_the_remedy(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(training=CUT, evaluation=Setting(top_k=20))
+    job = _job(base, tempered(1.2), settings, answers(3))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "ParquetWriter", full)
+    with pytest.raises(UserError, match=r"answers.parquet \(No space left on device\): make room"):
+        _numbers(job, tmp_path / "out")
 
 
 def _probe(out: Path, contexts: Path | str, *models: Path | str, **options: str) -> int:
