@@ -114,7 +114,7 @@ def main() -> None:
         "machine": machine(),
         "cells": len(truth),
         "success_of_cells": {"lowest": min(truth), "highest": max(truth)},
-        "forecasts": [ranked(base, chosen, number, arguments.draws) for number in (96, 384)],
+        "forecasts": [ranked(base, chosen, number, arguments.draws) for number in (96, 384, 1536)],
     }
     text = json.dumps(figures, indent=1)
     print(text)
