@@ -105,16 +105,19 @@ def _settings(document: ForecastDocument, conclusion: Conclusion, suggested: flo
         )
     # A student that is too diverse at every T_eval is swept from the lowest one on.
     low = f"{document.outlook.base[0].temperature:g}"
+    own = f"the base at {setting(document.baseline)}"
+    begin = f"already more diverse than {own} at the lowest T_eval"
     if conclusion.matched is not None:
         low = f"{conclusion.matched:.2f}"
+        begin = f"as diverse as {own} where the sweep begins"
     high = "on" if conclusion.crossing is None else f"to {conclusion.crossing:.2f}"
     return Finding(
         where=where,
         what=f"T_train {suggested:g}, and a sweep of T_eval from {low} {high}",
         note=(
-            f"Of the T_train with healthy samples it asks for most, {gap}. Its ideal student is as "
-            f"diverse as the base at {setting(document.baseline)} where the sweep begins, and more "
-            "diverse than the base at the same T_eval until it ends."
+            f"Of the healthy T_train with a student more diverse than the base, it asks for most, "
+            f"{gap}. The student is {begin}, and more diverse than the base at the same T_eval "
+            "until the sweep ends."
         ),
     )
 
