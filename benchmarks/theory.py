@@ -25,7 +25,7 @@ from loss_memory import LiveBytes
 from machine import machine
 from torch import Tensor
 
-from ssd_ray.analysis.operator import Ranking, Setting, chunks, log_normalize
+from ssd_ray.analysis.operator import Ranking, Setting, chunks
 from ssd_ray.analysis.signals import progress_sums
 from ssd_ray.analysis.theory import (
     LogProbabilities,
@@ -69,6 +69,13 @@ def logits_of(positions: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     return base, base + 0.2 * torch.randn(positions, vocabulary, generator=generator)
 
 
+def keep_freed_memory() -> None:
+    """Let malloc keep freed memory, as in a process that has loaded a model."""
+    # Until a block of this size was freed, every small one is returned to the system at once.
+    block = torch.ones(7_500_000)
+    del block
+
+
 def all_of_the_theory(base: Tensor, model: Tensor, setting: Setting) -> None:
     """Compute everything of a chunk of positions."""
     ranking = Ranking(base)
@@ -78,7 +85,7 @@ def all_of_the_theory(base: Tensor, model: Tensor, setting: Setting) -> None:
     p.divergence_from(p0)
     progress_sums(kept, p0, p)
     logit_gradient(kept, p)
-    head = log_normalize(p.on(kept))
+    head = p.on(kept) - p.log_kept_mass(kept)[:, None]
     renyi_entropy(head, 1 / setting.temperature)
     temperature_response(head, 0.9)
     best = base.argmax(1, keepdim=True)
@@ -98,6 +105,7 @@ def over(base: Tensor, times: int, step: Callable[[slice], object]) -> float:
 def theory(positions: int) -> dict[str, object]:
     """Time the theory and a sort of the same logits; count the memory."""
     base, model = logits_of(min(BLOCK, positions), VOCABULARY)
+    keep_freed_memory()
     times = -(-positions // len(base))
     seconds = {
         name: over(
@@ -151,6 +159,7 @@ def held_out(rounds: int) -> dict[str, object]:
     former, figures = former_measure(), {}
     for vocabulary in (49_152, VOCABULARY):
         base, model = logits_of(HELD_OUT, vocabulary)
+        keep_freed_memory()
         drawn = base.argmax(1)
         for name, decoding in MEASURED.items():
             seconds: dict[str, list[float]] = {"now": [], "former": []}

@@ -25,7 +25,6 @@ from ssd_ray.analysis.operator import (
     DecodingLike,
     Ranking,
     Support,
-    log_normalize,
     require_finite,
 )
 
@@ -240,13 +239,16 @@ class Response:
 
 def temperature_response(log_p: Tensor, temperature: float) -> Response:
     """Temper rows of log-probabilities, and return entropy and its derivative there."""
-    tempered = log_normalize(log_p / temperature)
-    weights = tempered.exp()
+    scaled = log_p / temperature
+    log_norm = scaled.logsumexp(1)
+    weights = scaled.sub_(log_norm[:, None]).exp_()
     values = log_p.masked_fill(log_p == -torch.inf, 0.0)
-    mean = (weights * values).sum(1, keepdim=True)
-    variance = (weights * (values - mean) ** 2).sum(1)
+    mean = torch.linalg.vecdot(weights, values)
+    variance = torch.linalg.vecdot(weights, values.sub_(mean[:, None]).square_())
     return Response(
-        entropy=entropy(tempered), variance=variance, derivative=variance / temperature**3
+        entropy=(log_norm - mean / temperature).clamp(min=0.0),
+        variance=variance,
+        derivative=variance / temperature**3,
     )
 
 
@@ -284,26 +286,29 @@ def composition(
     """
     ranking = Ranking(logits)
     support = ranking.support(decoding)
-    tempered = LogProbabilities(ranking.logits.double() / temperature)
-    effective = decoding.temperature * temperature
-    inside = support.kept & (event if support.ids is None else event.gather(1, support.ids))
-    student = log_normalize(support.log_q / temperature)
-    on_support = log_normalize(tempered.on(support))
-    log_m = tempered.log_kept_mass(support)
-    student_share, support_share = (_mass(rows, inside) for rows in (student, on_support))
+    tempered = (ranking.logits.double() / temperature).softmax(1)
+    base = _mass(tempered, event)
+    if support.is_vocabulary:
+        inside, kept_mass, base_inside = event, torch.ones_like(base), base
+    else:
+        on_event, on_support = event, tempered
+        if support.ids is not None:
+            on_event, on_support = event.gather(1, support.ids), tempered.gather(1, support.ids)
+        inside = support.kept & on_event
+        kept_mass = _mass(on_support, support.kept).clamp(max=1.0)
+        base_inside = _mass(on_support, inside)
+    student = _mass((support.log_q / temperature).softmax(1), inside)
+    gain = student / (base_inside / kept_mass)
     return Composition(
-        effective_temperature=effective,
-        kept_mass=log_m.exp(),
-        compression_gain=(-log_m).exp(),
-        reshaping_gain=(
-            torch.ones_like(student_share)
-            if decoding.temperature == 1
-            else student_share / support_share
-        ),
-        base=_mass(tempered.complete(), event),
-        student=student_share,
+        effective_temperature=decoding.temperature * temperature,
+        kept_mass=kept_mass,
+        compression_gain=1 / kept_mass,
+        reshaping_gain=torch.ones_like(student) if decoding.temperature == 1 else gain,
+        base=base,
+        student=student,
     )
 
 
-def _mass(log_p: Tensor, chosen: Tensor) -> Tensor:
-    return log_p.exp().masked_fill(~chosen, 0.0).sum(1)
+def _mass(p: Tensor, chosen: Tensor) -> Tensor:
+    mass: Tensor = torch.linalg.vecdot(p, chosen.double())
+    return mass

@@ -27,8 +27,8 @@ def overridden(section: type[SectionT], option: str, overrides: Sequence[str]) -
         UserError: an unknown name, or an invalid value.
     """
     names = [name for name, _, _ in fields(section())]
-    # With all defaults: a section that is set in part keeps the others.
-    document: dict[str, Any] = section().model_dump()
+    defaults: dict[str, Any] = section().model_dump()
+    document: dict[str, Any] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in names:
@@ -40,7 +40,10 @@ def overridden(section: type[SectionT], option: str, overrides: Sequence[str]) -
         value = parsed(option, name, text)
         *parents, leaf = name.split(".")
         node = document
-        for parent in parents:
+        if parents:
+            # A section that is set in part keeps its other defaults. Fields left alone stay unset.
+            node = document.setdefault(parents[0], defaults[parents[0]])
+        for parent in parents[1:]:
             node = node[parent]
         node[leaf] = value
     try:
