@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -123,13 +123,23 @@ def measure(logits: Sequence[Tensor], tokens: Tensor, settings: Settings) -> lis
     """
     positions, vocabulary = logits[0].shape
     parts: list[list[Measures]] = [[] for _ in logits]
-    for part in chunks(positions, vocabulary):
+    for part in _parts(positions, vocabulary, settings):
         base = _Scored(logits[0][part], settings)
         support = base.ranking.support(settings.training)
         for place, own in enumerate(logits):
             model = base if place == 0 else _Scored(own[part], settings)
             parts[place].append(_measure(model, base, support, tokens[part], settings))
     return [Measures.joined(each) for each in parts]
+
+
+def _parts(positions: int, vocabulary: int, settings: Settings) -> Iterable[slice]:
+    """Return slices of positions: all at once where float64 copies of a vocabulary are not needed.
+
+    Many small slices would take most of the time for starting operations.
+    """
+    if all(each.top_k for each in (settings.training, settings.evaluation)):
+        return [slice(0, positions)]
+    return chunks(positions, vocabulary)
 
 
 class _Scored(LogProbabilities):
