@@ -20,6 +20,10 @@ from ssd_ray.reporting.numbers.forecast import (
 from ssd_ray.reporting.words import NBSP, count, counted, decimals, duration, percent
 
 
+_MOSTLY = 0.5
+"""Share of unhealthy samples from which the forecast warns, whatever the T_train."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One answer of the forecast in words."""
@@ -172,12 +176,15 @@ def _health(document: ForecastDocument) -> Finding:
         for each in document.health
     )
     healthy = ", ".join(f"{each:g}" for each in document.conclusion.healthy)
-    ill = len(document.conclusion.healthy) < len(document.health)
+    mostly_ill = min(each.share for each in document.health) > _MOSTLY
+    note = f"Within noise of the healthiest: T_train {healthy}."
+    if mostly_ill:
+        note += " Most samples are unhealthy at every T_train: look at them before anything else."
     return Finding(
         where="Health of real samples",
         what=f"Without code, in loops or cut off: {shown}",
-        note=f"Within noise of the healthiest: T_train {healthy}.",
-        warns=ill and document.train.temperature not in document.conclusion.healthy,
+        note=note,
+        warns=mostly_ill or document.train.temperature not in document.conclusion.healthy,
     )
 
 

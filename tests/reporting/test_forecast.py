@@ -135,6 +135,16 @@ def test_settings_with_unhealthy_samples_are_not_suggested() -> None:
     assert result.crossing == pytest.approx(1.25)
 
 
+@pytest.mark.parametrize(("unhealthy", "warns"), [(16, False), (17, True)])
+def test_samples_that_are_mostly_unhealthy_everywhere_are_a_warning(
+    unhealthy: int, warns: bool
+) -> None:
+    health = (_health(0.8, unhealthy), _health(1.5, 32))
+    document = replace(_document(_outlook(SHARPER, SPREADING)), health=health)
+    found = next(each for each in findings(document) if each.where == "Health of real samples")
+    assert (found.warns, "at every T_train" in found.note) == (warns, warns)
+
+
 def test_a_student_that_is_only_sharper_is_called_so() -> None:
     seen = _outlook(SHARPER, replace(SPREADING, crossing=0.0))
     result = conclude(seen, HEALTH, TRAIN, BASELINE)
