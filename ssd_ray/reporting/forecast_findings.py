@@ -19,7 +19,6 @@ from ssd_ray.reporting.numbers.forecast import (
 )
 from ssd_ray.reporting.words import NBSP, count, counted, decimals, duration, percent
 
-
 _MOSTLY = 0.5
 """Share of unhealthy samples from which the forecast warns, whatever the T_train."""
 
