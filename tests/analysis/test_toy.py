@@ -148,13 +148,14 @@ def test_the_interval_of_one_policy_for_fork_and_lock(name: str) -> None:
 
 
 @given(
-    weights=st.lists(st.floats(0.01, 1.0), min_size=2, max_size=16, unique=True),
+    # Floats that differ in the last digit have equal logarithms: ties for the operator alone.
+    weights=st.lists(st.integers(1, 1000), min_size=2, max_size=16, unique=True),
     temperature=st.floats(0.1, 4.0),
     top_k=st.none() | st.integers(1, 20),
     top_p=st.floats(0.05, 1.0),
 )
 def test_a_decoded_state_is_that_of_the_operator(
-    weights: list[float], temperature: float, top_k: int | None, top_p: float
+    weights: list[int], temperature: float, top_k: int | None, top_p: float
 ) -> None:
     probabilities = np.array(weights) / sum(weights)
     setting = Setting(temperature, top_k, top_p)
