@@ -133,7 +133,7 @@ def measure(logits: Sequence[Tensor], tokens: Tensor, settings: Settings) -> lis
 
 
 def _parts(positions: int, vocabulary: int, settings: Settings) -> Iterable[slice]:
-    """Return slices of positions: all at once where float64 copies of a vocabulary are not needed.
+    """Return slices of positions; one if no float64 copy of a vocabulary is needed.
 
     Many small slices would take most of the time for starting operations.
     """

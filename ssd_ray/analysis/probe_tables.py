@@ -23,8 +23,7 @@ from ssd_ray.analysis import forward
 from ssd_ray.analysis.forward import Context, ScoredModel
 from ssd_ray.analysis.measures import Measures, Settings, measure
 from ssd_ray.artifacts.files import make_directory
-from ssd_ray.artifacts.shards import read_table, shard_paths, write_table
-from ssd_ray.errors import OutsideError, system_reason
+from ssd_ray.artifacts.shards import join_shards, shard_paths, write_table
 from ssd_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -84,7 +83,8 @@ def write(job: Job, out: Path, progress: Progress) -> None:
                 task.update(done)
             shard.write(directory, number)
     for name in TABLES:
-        _join(directory, name, out / f"{name}.parquet")
+        shards = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
+        join_shards(shards, out / f"{name}.parquet")
 
 
 def _shards(job: Job) -> Iterator[list[tuple[int, ...]]]:
@@ -250,24 +250,3 @@ def _array(tensor: Tensor, kind: pa.DataType | None = None) -> pa.Array:
         return values
     # Lists of one length need no offsets.
     return pa.FixedSizeListArray.from_arrays(values, tensor.shape[1])
-
-
-def _join(directory: Path, name: str, target: Path) -> None:
-    """Write the shards of a table as one file, a row group each, without all in memory."""
-    import pyarrow.parquet as pq
-
-    # A kill while joining leaves the shards, and the next attempt joins them again.
-    temporary = target.with_name(f".{target.name}.partial")
-    paths = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
-    try:
-        with pq.ParquetWriter(
-            temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
-        ) as writer:
-            for path in paths:
-                writer.write_table(read_table(path))
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutsideError(
-            f"cannot write {target} ({system_reason(error)}): make room and run again"
-        ) from error

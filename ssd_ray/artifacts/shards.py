@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray.artifacts.files import names, write_atomic
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import OutsideError, UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.schema import Row, RowT, arrow_schema, from_table, to_table
 
@@ -148,6 +148,20 @@ def row_groups(path: Path) -> list[int]:
         return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
 
 
+def row_group_tables(path: Path, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """Yield some columns of a shard, a row group at a time.
+
+    Raises:
+        UserError: as for `read_table`.
+    """
+    import pyarrow.parquet as pq
+
+    chosen = list(dict.fromkeys(columns))
+    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as shard:
+        for number in range(shard.num_row_groups):
+            yield shard.read_row_group(number, columns=chosen)
+
+
 def column_digests(paths: Iterable[Path]) -> dict[str, str]:
     """Digest each column over the rows of shards, in order: sixteen hex digits by column name.
 
@@ -249,3 +263,28 @@ def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
     for path in shard_paths(out):
         table = read_table(path, list(columns))
         yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+
+
+def join_shards(paths: Sequence[Path], target: Path) -> None:
+    """Write shards as one file, a row group each, without all of them in memory.
+
+    The file appears by rename. After a kill the shards can be joined again.
+
+    Raises:
+        OutsideError: the disk is full, or the directory not writable.
+    """
+    import pyarrow.parquet as pq
+
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        with pq.ParquetWriter(
+            temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
+        ) as writer:
+            for path in paths:
+                writer.write_table(read_table(path))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutsideError(
+            f"cannot write {target} ({system_reason(error)}): make room and run again"
+        ) from error

@@ -136,13 +136,11 @@ def test_settings_with_unhealthy_samples_are_not_suggested() -> None:
 
 
 @pytest.mark.parametrize(("unhealthy", "warns"), [(16, False), (17, True)])
-def test_samples_that_are_mostly_unhealthy_everywhere_are_a_warning(
-    unhealthy: int, warns: bool
-) -> None:
-    health = (_health(0.8, unhealthy), _health(1.5, 32))
-    document = replace(_document(_outlook(SHARPER, SPREADING)), health=health)
-    found = next(each for each in findings(document) if each.where == "Health of real samples")
-    assert (found.warns, "at every T_train" in found.note) == (warns, warns)
+def test_mostly_unhealthy_samples_are_a_warning(unhealthy: int, warns: bool) -> None:
+    samples = (_health(0.8, unhealthy), _health(1.5, 32))
+    document = replace(_document(_outlook(SHARPER, SPREADING)), health=samples)
+    health = next(each for each in findings(document) if each.where == "Health of real samples")
+    assert (health.warns, "at every T_train" in health.note) == (warns, warns)
 
 
 def test_a_student_that_is_only_sharper_is_called_so() -> None:

@@ -10,7 +10,7 @@ Reads `positions.parquet`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_ray.analysis.token_kinds import KINDS
+from ssd_ray.artifacts.shards import row_group_tables
 from ssd_ray.statistics.means import MIN_PROBLEMS, ratio_interval
 from ssd_ray.statistics.metrics import Interval, Values
 
@@ -103,7 +104,7 @@ class Sums:
         self._sizes: NDArray[np.float64] = np.zeros((0, len(self.names)))
         self._sums: NDArray[np.float64] = np.zeros((len(models), 0, len(self.names), 0))
         self.widths: dict[str, int] = {}
-        for table in _row_groups(path, (*_BASE, *SCALARS, *LISTS)):
+        for table in row_group_tables(path, (*_BASE, *SCALARS, *LISTS)):
             self._add(table)
 
     def _add(self, table: Any) -> None:
@@ -277,18 +278,10 @@ def _entropy_edges(path: Path, base: str, domain: str | None) -> NDArray[np.floa
     """Return the borders of the tenths of the base's entropy."""
     parts = [
         _column(table, "entropy", _rows(table, base, domain))
-        for table in _row_groups(path, ("entropy", "model", "domain"))
+        for table in row_group_tables(path, ("entropy", "model", "domain"))
     ]
     shares = np.arange(1, ENTROPY_BINS) / ENTROPY_BINS
     return np.unique(np.quantile(np.concatenate(parts), shares))
-
-
-def _row_groups(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            yield file.read_row_group(number, columns=list(dict.fromkeys(columns)))
 
 
 def _rows(table: Any, model: str, domain: str | None) -> NDArray[np.int64]:
