@@ -236,6 +236,20 @@ def test_tensorboard_holds_the_same_curves(runs: tuple[Path, dict[str, Path]]) -
     assert "train/mfu" not in events.Tags()["scalars"]
 
 
+def _require_near(
+    name: str, line: dict[str, float | None], expected: dict[str, float | None], tolerance: float
+) -> None:
+    """Require equal measures; one without a meaning, such as a gap of q to itself, is None."""
+    assert line.keys() == expected.keys()
+    for measure, value in line.items():
+        reference = expected[measure]
+        if value is None or reference is None:
+            assert value is reference, (name, measure)
+            continue
+        near = pytest.approx(reference, rel=tolerance, abs=tolerance / 100)
+        assert value == near, (name, measure)
+
+
 @pytest.mark.real
 def test_measures_do_not_depend_on_how_training_is_divided(
     runs: tuple[Path, dict[str, Path]],
@@ -244,14 +258,6 @@ def test_measures_do_not_depend_on_how_training_is_divided(
     for name, (base, trained) in lines.items():
         assert base["kl_to_base"] == pytest.approx(0, abs=1e-9)
         assert trained["kl_to_base"] > 0
-        for measure, value in base.items():
-            assert value == pytest.approx(lines["ZeRO-0"][0][measure], rel=1e-4, abs=1e-6), (
-                name,
-                measure,
-            )
+        _require_near(name, base, lines["ZeRO-0"][0], 1e-4)
         if "adapters" not in name:  # all others train the same step
-            for measure, value in trained.items():
-                assert value == pytest.approx(lines["ZeRO-0"][1][measure], rel=1e-3, abs=1e-5), (
-                    name,
-                    measure,
-                )
+            _require_near(name, trained, lines["ZeRO-0"][1], 1e-3)
