@@ -3,8 +3,8 @@
 - Temperature, top-k and top-p of the base, in any order, give a power of its distribution on its
   most likely tokens (Eq. 35). One global choice of them is a decode-only policy.
 - Distance is the Jensen-Shannon divergence in nats, averaged over positions. It is 0 for equal
-  distributions and at most log 2. KL would be infinite wherever the student keeps one token that
-  the base's decoding cuts.
+  distributions and at most log 2. KL would be infinite at every position where the base's
+  decoding cuts a token of the student.
 - The change is the distance of the student, decoded, to the base decoded in the same way. The share
   that decoding explains is 1 - distance to the nearest decoding / change.
 - Distributions are known on heads, the most likely tokens. All tokens outside of a student's head

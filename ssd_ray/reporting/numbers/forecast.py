@@ -92,7 +92,7 @@ class AnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """What the forecast says."""
+    """Conclusions of a forecast, drawn by `conclude`."""
 
     nothing_to_gain: bool
     """At every healthy T_train, nearly all positions keep one token."""
