@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 
 from ssd_ray.extraction import extract_code
 from ssd_ray.reasoning import ANY, content_of_text
+from ssd_ray.reasoning.marks import CLOSINGS, OPENINGS, START
 
 lines = st.text(
     st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30
 )
-untagged = lines.filter(lambda line: "think>" not in line)
+untagged = lines.filter(
+    lambda line: content_of_text(line).reasoning == "none"
+    and not any(mark in line for mark in (*OPENINGS, *CLOSINGS, START))
+)
+"""Lines without marks of reasoning. Hypothesis draws strings of the code under test, too."""
 programs = st.lists(untagged, min_size=1, max_size=8).map("\n".join).filter(str.strip)
 proses = st.lists(untagged, max_size=5).map("\n".join)
 tags = st.sampled_from(
