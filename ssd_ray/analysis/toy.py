@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssd_ray.config.section import Section
 
@@ -45,14 +45,12 @@ class ToyState(Section):
     tail_ratio: float = Field(gt=0, le=1)
     """Ratio of each tail token to the one before it. The paper does not print it."""
 
-    @model_validator(mode="after")
-    def _check(self) -> ToyState:
-        total = sum(self.head)
-        if min(self.head) <= 0 or total > 1 + _ROUNDING:
-            raise ValueError(
-                f"{list(self.head)} sums to {total:g}: use positive numbers with a sum up to 1"
-            )
-        return self
+    @field_validator("head")
+    @classmethod
+    def _check_head(cls, head: tuple[float, ...]) -> tuple[float, ...]:
+        if min(head) <= 0 or sum(head) > 1 + _ROUNDING:
+            raise ValueError(f"use positive numbers with a sum up to 1, not {sum(head):g}")
+        return head
 
     def probabilities(self, vocabulary: int) -> Vector:
         """Return the distribution, float64[vocabulary]."""
@@ -89,7 +87,15 @@ class ToyGrid(Section):
     @model_validator(mode="after")
     def _check(self) -> ToyGrid:
         if self.highest <= self.lowest:
-            raise ValueError(f"highest {self.highest:g} is not above lowest {self.lowest:g}")
+            raise ValueError(
+                f"highest {self.highest:g} is not above lowest {self.lowest:g}: raise highest or "
+                "reduce lowest"
+            )
+        if self.step > self.highest - self.lowest:
+            raise ValueError(
+                f"step {self.step:g} passes from lowest {self.lowest:g} beyond highest "
+                f"{self.highest:g}: use a smaller step"
+            )
         if (self.highest - self.lowest) / self.step > 2000:
             raise ValueError(
                 f"step {self.step:g} gives more than 2,000 temperatures from {self.lowest:g} to "

@@ -5,6 +5,7 @@ Everything follows from `ToySettings`; `study` computes all of it. Pure function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,8 @@ INTERVALS = (0.639, 1.0, 1.5, 2.09)
 """Temperatures of the intervals of decode-only policies."""
 _FORK_RANK, _LOCK_RANK = 2, 1
 _MOST_TOP_K = 16
+_MOST_COLUMNS = 40
+"""Temperatures of the map."""
 
 
 def study(settings: ToySettings) -> ToyFigures:
@@ -193,8 +196,9 @@ def _supports(model: Automaton) -> list[int]:
 
 
 def _surface(temperatures: Vector, surfaces: Sequence[Vector]) -> Surface:
-    # Every tenth temperature and fifth top-p: a file for people.
-    rows, columns = slice(None, None, 10), slice(None, None, 5)
+    # Some temperatures and every fifth top-p: a file for people.
+    rows = slice(None, None, math.ceil(len(temperatures) / _MOST_COLUMNS))
+    columns = slice(None, None, 5)
     base, student = (each[rows, columns].tolist() for each in surfaces)
     return Surface(
         temperatures=temperatures[rows].tolist(),
@@ -235,9 +239,9 @@ def _other_student(
 
 def _with_locks(settings: ToySettings, models: Sequence[Automaton], count: int) -> Row:
     changed = [model.with_locks(count) for model in models]
-    temperatures = settings.grid.temperatures()
+    coarse, fine = settings.grid.temperatures(), settings.grid.temperatures(fine=True)
     return Row(
         value=count,
-        at_fixed_top_p=_pair(changed, temperatures, np.array([settings.grid.top_p])),
-        tuned=_pair(changed, temperatures, TOP_PS),
+        at_fixed_top_p=_pair(changed, fine, np.array([settings.grid.top_p])),
+        tuned=_pair(changed, coarse, TOP_PS),
     )

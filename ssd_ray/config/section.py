@@ -23,6 +23,7 @@ _REMEDIES = {
     **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
     "bool_parsing": "use true or false",
     "too_short": "give at least one entry",
+    **dict.fromkeys(("tuple_type", "list_type"), "use a list in brackets, such as [a, b]"),
 }
 
 

@@ -6,6 +6,7 @@ comparable at the default settings alone. Does no I/O.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ def page(figures: ToyFigures) -> str:
         maps=list(toy_plots.maps(figures)),
         bound=figures.bound,
         changed=[
-            (name, str(value), documentation) for name, value, documentation in fields(settings)
+            (name, json.dumps(value), documentation)
+            for name, value, documentation in fields(settings)
         ],
     )
 
@@ -80,23 +82,24 @@ def findings(figures: ToyFigures) -> Iterator[Finding]:
         frontier.tuned_top_k_too,
     )
     yield Finding(
-        where=f"Top-p fixed at {grid.top_p:.2f}, only the temperature tuned",
+        where=f"Top-p fixed at {grid.top_p:g}, only the temperature tuned",
         what=_verdict(fixed),
-        note=f"{_values(fixed, 2)}. This is the comparison of the paper.",
+        note=f"{_values(fixed, 2)}. The paper compares in this way.",
         gain=fixed.gain,
     )
     yield Finding(
         where=f"Top-p tuned too, T up to {grid.highest:g}, no top-k",
         what=_verdict(tuned),
-        note=f"{_values(tuned)}. The paper does not show it: decoding alone does this.",
+        note=f"{_values(tuned)}. The paper does not compare in this way.{_decoding_does(tuned)}",
         gain=tuned.gain,
     )
-    yield Finding(
-        where="Top-p tuned too, T up to 1",
-        what=_verdict(frontier.tuned_top_p_up_to_one),
-        note=f"{_values(frontier.tuned_top_p_up_to_one)}.",
-        gain=frontier.tuned_top_p_up_to_one.gain,
-    )
+    if grid.lowest <= 1 < grid.highest:
+        yield Finding(
+            where="Top-p tuned too, T up to 1",
+            what=_verdict(frontier.tuned_top_p_up_to_one),
+            note=f"{_values(frontier.tuned_top_p_up_to_one)}.",
+            gain=frontier.tuned_top_p_up_to_one.gain,
+        )
     yield Finding(
         where=f"Top-p and top-k tuned too, T up to {grid.highest:g}",
         what=_verdict(all_tuned),
@@ -114,6 +117,11 @@ def _verdict(pair: Pair) -> str:
     if pair.gain > 0:
         return f"the student wins by {points(pair.gain, signed=False)} points"
     return f"the student does not win: {points(-pair.gain, signed=False)} points behind the base"
+
+
+def _decoding_does(pair: Pair) -> str:
+    """Return the reading of a comparison that the student does not win."""
+    return "" if pair.gain >= _TIE else " A better decoding of the base reaches as much untrained."
 
 
 def _values(pair: Pair, digits: int = 1) -> str:

@@ -119,16 +119,16 @@ def _largest(probabilities: Sequence[float], count: int) -> str:
 
 
 def _frontier(figures: ToyFigures) -> ToyTable:
-    frontier = figures.frontier
-    rows = {
-        f"T, at top-p {figures.settings.grid.top_p:g}": frontier.fixed_top_p,
-        "T up to 1, and top-p": frontier.tuned_top_p_up_to_one,
-        "T and top-p": frontier.tuned_top_p,
-        "T, top-p and top-k": frontier.tuned_top_k_too,
-    }
+    frontier, grid = figures.frontier, figures.settings.grid
+    highest = f"T ≤ {grid.highest:g}"
+    rows = {f"{highest}, at top-p {grid.top_p:g}": frontier.fixed_top_p}
+    if grid.lowest <= 1 < grid.highest:
+        rows["T ≤ 1, top-p"] = frontier.tuned_top_p_up_to_one
+    rows[f"{highest}, top-p"] = frontier.tuned_top_p
+    rows[f"{highest}, top-p, top-k"] = frontier.tuned_top_k_too
     return ToyTable(
         name="frontier",
-        title="The frontier of decoding alone, by the tuned numbers",
+        title="Best decodings, by the numbers that are tuned",
         headings=("tuned", "base", "its decoding", "student", "its decoding", "gain (points)"),
         rows=[
             (

@@ -28,7 +28,7 @@ def test_the_words_say_that_tuned_decoding_closes_the_gap(
 ) -> None:
     assert _toy("--out", tmp_path) == 0
     text = " ".join(capsys.readouterr().out.replace("\u00a0", " ").split())
-    assert "Top-p fixed at 0.80" in text
+    assert "Top-p fixed at 0.8, only the temperature tuned" in text
     assert "the student wins by 5.4 points" in text
     assert "the student does not win: 0.4 points behind the base" in text
     assert re.search(r"21\.6 % base .* against 21\.2 % student", text)
@@ -73,7 +73,8 @@ def test_set_changes_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("locks=-1", "--set locks=-1: use a number greater than or equal to 0"),
         ("lock=3", "is not NAME=VALUE with one of"),
         ("lock.heads=[1]", "did you mean lock.head=VALUE?"),
-        ("lock.head=[0.9, 0.3]", "sums to 1.2: use positive numbers with a sum up to 1"),
+        ("lock.head=[0.9, 0.3]", "lock.head=[0.9, 0.3]: use positive numbers with a sum up to 1"),
+        ("lock.head=0.9, 0.1", "lock.head='0.9, 0.1': use a list in brackets, such as [a, b]"),
         ("lock.head=[.nan]", "lock.head.0=nan: use a finite number"),
         ("root.head=[0.5, x]", "root.head.1='x': use a valid number"),
         (
@@ -83,7 +84,8 @@ def test_set_changes_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("samples.top_p=1.5", "samples.top_p=1.5: use a number less than or equal to 1"),
         ("vocabulary=3", "vocabulary=3: shorten the head or raise vocabulary"),
         ("grid.step=1e-6", "use a larger step"),
-        ("grid.highest=0.05", "highest 0.05 is not above lowest 0.1"),
+        ("grid.step=4", "step 4 passes from lowest 0.1 beyond highest 4: use a smaller step"),
+        ("grid.highest=0.05", "not above lowest 0.1: raise highest or reduce lowest"),
         ("locks", "is not NAME=VALUE"),
         ("locks=[", "is not a YAML value"),
     ],
@@ -107,6 +109,40 @@ def test_the_toy_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["grid.step=3.9"],
+        ["grid.step=0.4"],
+        ["grid.lowest=2"],
+        ["grid.highest=0.2"],
+        ["samples.top_k=1"],
+        ["lock.head=[1.0]", "vocabulary=4"],
+    ],
+)
+def test_settings_at_their_borders_give_a_page(changes: list[str], tmp_path: Path) -> None:
+    options = [text for change in changes for text in ("--set", change)]
+    assert _toy("--out", tmp_path, *options) == 0
+    assert (tmp_path / "toy.html").read_text().count("<svg") == 7
+
+
+def test_no_sentence_is_about_temperatures_outside_of_the_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _toy("--out", tmp_path, "--set", "grid.lowest=2") == 0
+    assert "up to 1" not in capsys.readouterr().out
+
+
+def test_the_tables_agree_about_the_same_decoding(tmp_path: Path) -> None:
+    assert _toy("--out", tmp_path) == 0
+    figures = json.loads((tmp_path / "toy.json").read_text())
+    best = figures["frontier"]["fixed_top_p"]
+    locks = {row["value"]: row["at_fixed_top_p"] for row in figures["locks"]}
+    top_ps = {row["value"]: row["at_fixed_top_p"] for row in figures["robustness"]}
+    assert locks[figures["settings"]["locks"]] == best
+    assert top_ps[figures["settings"]["grid"]["top_p"]] == best
 
 
 class _Charts(HTMLParser):

@@ -176,12 +176,13 @@ def cells(grid: Cells, words: Words) -> Drawing:
     parts += _axes(frame, words, ticks(grid.xs[0], grid.xs[-1]), lines_behind=False)
     height = frame.y(grid.rule)
     parts.append(_segment("rule", frame.x(frame.x_low), height, frame.x(frame.x_high), height))
-    # The text goes to the side with room.
+    # The text goes to the side with room, below the point: cells next to it have full color.
     x, y, text = grid.best
     at_right = x > (frame.x_low + frame.x_high) / 2
     parts.append(f'<circle class="ring" cx="{frame.x(x)}" cy="{frame.y(y)}" r="6"/>')
-    anchor, shift = ("end", -11) if at_right else ("start", 11)
-    parts.append(_text(frame.x(x) + shift, frame.y(y) + 4, text, anchor, "strong"))
+    anchor, shift = ("end", 7) if at_right else ("start", -7)
+    down = 20 if frame.y(y) + 24 < frame.y(frame.y_low) else -12
+    parts.append(_text(frame.x(x) + shift, frame.y(y) + down, text, anchor, "strong"))
     parts += _legend([], words.title)
     return _drawing(frame, parts, words)
 

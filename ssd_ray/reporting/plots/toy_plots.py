@@ -57,7 +57,7 @@ def fixed_chart(figures: ToyFigures) -> Drawing:
             x=_TEMPERATURE,
             y=_SUCCESS,
             alt=f"Success over the temperature at {top_p}. {_peaks(best)}.",
-            caption=f"Only the temperature is tuned, at {top_p}: the comparison of the paper.",
+            caption=f"Only the temperature is tuned, at {top_p}, as in the paper.",
         ),
     )
 
@@ -106,7 +106,7 @@ def maps(figures: ToyFigures) -> Iterator[Drawing]:
                 alt=f"Map of the success of the {name} over temperature and top-p. Best: {text}.",
                 caption=(
                     f"Success of the {name}, without top-k. The strongest color is "
-                    f"{percent(highest)}; the line is the paper's top-p."
+                    f"{percent(highest)}; the line is the fixed top-p."
                 ),
             ),
         )
