@@ -107,7 +107,7 @@ def scripts_import_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures of reports blank."""
+    """Leave the figures of reports blank, which takes a third of a report's time."""
     from tests.support.blank_figures import leave_blank
 
     leave_blank(monkeypatch)
