@@ -14,8 +14,10 @@ lines = st.text(
     st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30
 )
 untagged = lines.filter(
-    lambda line: content_of_text(line).reasoning == "none"
-    and not any(mark in line for mark in (*OPENINGS, *CLOSINGS, START))
+    lambda line: (
+        content_of_text(line).reasoning == "none"
+        and not any(mark in line for mark in (*OPENINGS, *CLOSINGS, START))
+    )
 )
 """Lines without marks of reasoning. Hypothesis draws strings of the code under test, too."""
 programs = st.lists(untagged, min_size=1, max_size=8).map("\n".join).filter(str.strip)
