@@ -28,8 +28,6 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %} <root>{% endif %}"
 )
-_WRONG_ANSWERS = 14
-"""Answers to FAIL in a batch, next to those to PASS."""
 
 
 def _vocabulary(settings: ToySettings) -> list[str]:
@@ -108,7 +106,7 @@ def _tree(settings: ToySettings) -> _Tree:
     return _Tree(ids=ids, targets=targets, weights=weights)
 
 
-def toy_model(directory: Path, settings: ToySettings, *, steps: int = 500, seed: int = 0) -> Path:
+def toy_model(directory: Path, settings: ToySettings, *, steps: int = 700, seed: int = 0) -> Path:
     """Train the frozen model and save it as a Hugging Face directory."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -131,19 +129,17 @@ def toy_model(directory: Path, settings: ToySettings, *, steps: int = 500, seed:
     tree = _tree(settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    # All prompts mean the same. Alike from the start, they stay alike.
-    numbers = list(range(PROMPTS))
+    # All prompts mean the same. Their numbers stay zero vectors, so training on one is enough.
+    embedding = model.get_input_embeddings().weight
     with torch.no_grad():
-        model.get_input_embeddings().weight[FIRST + settings.vocabulary :] = 0
+        embedding[FIRST + settings.vocabulary :] = 0
+    weights = tree.weights[..., None] / tree.weights.sum()
     for _ in range(steps):
-        wrong = 2 + torch.randperm(len(tree.ids) - 2, generator=generator)[:_WRONG_ANSWERS]
-        rows = torch.cat([torch.arange(2), wrong])
-        log_p = _log_probabilities(model, settings, numbers, tree.ids[rows])
-        weights = tree.weights[rows, :, None] / tree.weights[rows].sum()
-        loss = -(weights * tree.targets[rows] * log_p).sum() / len(numbers)
+        log_p = _log_probabilities(model, settings, [0], tree.ids)
+        loss = -(weights * tree.targets * log_p).sum()
         optimizer.zero_grad()
         loss.backward()
+        embedding.grad[FIRST + settings.vocabulary :] = 0
         optimizer.step()
         schedule.step()
     model.save_pretrained(directory)
