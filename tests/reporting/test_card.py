@@ -79,6 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
     return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_other_settings_rewrite_only_the_pages_of_a_data_set(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_other_settings_rewrite_only_the_pages_of_a_data_set(
     assert {path: path.stat().st_mtime_ns for path in (out / "dataset").glob("*.parquet")} == shards
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_unreadable_shard_is_named_with_the_remedy(tmp_path: Path, tiny_llama: Path) -> None:
     out = _prepared(tmp_path, tiny_llama)
     shard = shard_paths(out / "samples")[0]
@@ -210,6 +212,7 @@ def test_text_of_a_model_is_escaped_on_the_page(tmp_path: Path, tiny_llama: Path
     assert "&lt;script&gt;alert(0)" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_missing_license_and_missing_answers_are_stated(tmp_path: Path, tiny_llama: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text(
@@ -273,6 +276,7 @@ def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: 
     assert result.versions == {"vllm": "1 and 2", "ray": "5"}
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_skipped_and_cut_prompts_are_on_card_and_page(tmp_path: Path, tiny_llama: Path) -> None:
     source = tmp_path / "mine.jsonl"
     texts = ["Print 1.", "Print 1.", "Print 2.", "Print 3. " * 600]

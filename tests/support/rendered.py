@@ -63,8 +63,9 @@ def render(root: str, components: tuple[str, ...] = (), *, is_job: bool = False)
 
 def _kustomize(folder: Path) -> list[Yaml]:
     kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
-    # Without a configuration of the user's, and so without any cluster.
-    environment = {**os.environ, "KUBECONFIG": os.devnull}
+    # Without a configuration of the user's, and so without any cluster. Go's collector would take a
+    # third of the time of so short a program.
+    environment = {**os.environ, "KUBECONFIG": os.devnull, "GOGC": "off"}
     done = subprocess.run(
         [kubectl, "kustomize", folder], env=environment, capture_output=True, text=True
     )
