@@ -37,7 +37,7 @@ Raise it when their layout changes, other than by keys that an earlier reader ma
 MADE_FROM = "made-from.json"
 """File with the contents of an artifact's inputs (`lineage.py`)."""
 _NOTHING_MADE = frozenset(
-    {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}
+    {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned", ".lock"}
 )
 """Names left by an attempt that failed before it made a row.
 

@@ -16,7 +16,10 @@ commands = typer.Typer()
 
 ForecastOut = Annotated[
     Path | None,
-    typer.Option("--out", help="Directory; default is runs/NAME/forecast."),
+    typer.Option(
+        "--out",
+        help="Directory; default is runs/NAME/forecast, or $SSD_RAY_RUNS/NAME/forecast.",
+    ),
 ]
 Answers = Annotated[
     int, typer.Option("--answers", min=2, help="Answers at T 1, three to a prompt.")

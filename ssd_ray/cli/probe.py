@@ -29,13 +29,15 @@ class ProbeOptions:
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
-            help="The base, then trained models: directories, hub ids, runs, RUN/checkpoint/steps.",
+            metavar="MODEL",
+            help="The base, then trained models: directories, .gguf files, hub ids, runs, "
+            "RUN/checkpoint/steps.",
         ),
     ]
     contexts: Annotated[
         list[str],
         typer.Option(
+            metavar="PLACE",
             help="RUN (held-out samples), RUN:accepted, RUN:rejected, completions with ids, "
             "builtin, humaneval, a problem file. May be repeated.",
         ),
@@ -48,20 +50,28 @@ class ProbeOptions:
         float | None, typer.Option(help="T_train; default of the run, else 1.6.")
     ] = None
     train_top_k: Annotated[
-        int | None, typer.Option(min=0, help="Top-k of the samples; 0 keeps all tokens.")
+        int | None,
+        typer.Option(min=0, help="Top-k of the samples; default of the run, else 20; 0 keeps all."),
     ] = None
-    train_top_p: Annotated[float | None, typer.Option(help="Top-p of the samples.")] = None
+    train_top_p: Annotated[
+        float | None, typer.Option(help="Top-p of the samples; default of the run, else 0.8.")
+    ] = None
     eval_temperature: Annotated[
         float | None,
         typer.Option(help="T_eval of the trained model; default of the run, else 1.1."),
     ] = None
     eval_top_k: Annotated[
-        int | None, typer.Option(min=0, help="Top-k of the evaluation; 0 keeps all tokens.")
+        int | None,
+        typer.Option(
+            min=0, help="Top-k of the evaluation; default of the run, else 20; 0 keeps all."
+        ),
     ] = None
-    eval_top_p: Annotated[float | None, typer.Option(help="Top-p of the evaluation.")] = None
+    eval_top_p: Annotated[
+        float | None, typer.Option(help="Top-p of the evaluation; default of the run, else 0.8.")
+    ] = None
     temperatures: Annotated[
         str | None,
-        typer.Option(help="Temperatures to measure at, such as 0.7,1,1.4; default seven."),
+        typer.Option(help="Temperatures to measure at; default 0.4,0.7,1,1.2,1.4,1.7,2."),
     ] = None
     dtype: Annotated[
         str | None, typer.Option(help="float32 (default on a CPU) or bfloat16 (on a GPU).")

@@ -58,8 +58,8 @@ def download(source: str, revision: str | None) -> Path:
                 "model's terms on its page, and set HF_TOKEN to a token of that account"
             ) from error
         raise OutsideError(
-            f"model.source {source!r} is not in the cache {cache} and could not be downloaded "
-            f"({type(error).__name__}): "
+            f"model.source {source!r} is no directory here, is not in the cache {cache}, and could "
+            f"not be downloaded ({type(error).__name__}): "
             "check the name, the network and HF_TOKEN, or give a directory"
         ) from error
 

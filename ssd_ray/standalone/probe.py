@@ -10,6 +10,7 @@ probe.html.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from ssd_ray.reporting.numbers.json_bytes import canonical, plain, rounded_to_te
 from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, numbers
 from ssd_ray.reporting.probe_page import probe_page
 from ssd_ray.reporting.probe_programs import programs
+from ssd_ray.reporting.words import counted
 from ssd_ray.standalone import probe_contexts, probe_models
 from ssd_ray.standalone.probe_contexts import Placed
 from ssd_ray.standalone.probe_models import Place, is_run, recipe_of
@@ -91,9 +93,10 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
     placed = probe_contexts.read(job.contexts, tokenizer, job.limit)
     problems = {each.context.problem_id for each in placed if each.context.num_positions}
     if len(problems) < MIN_PROBLEMS:
+        answered = counted(len(problems), "problem")
         raise UserError(
-            f"--contexts {' '.join(job.contexts)} hold answers to {len(problems)} problems, and an "
-            f"interval needs {MIN_PROBLEMS}: give more of them"
+            f"--contexts {' '.join(job.contexts)} has answers to {answered}, and an interval needs "
+            f"{MIN_PROBLEMS}: give answers to more problems, or raise --limit"
         )
     settings = _settings(job, places)
     dtype = job.dtype or _usual_dtype()
@@ -167,13 +170,7 @@ def _settings(job: ProbeJob, places: Sequence[Place]) -> Settings:
             evaluation=_setting(served) if served else PAPER.evaluation,
         )
     chosen = job.choices
-    temperatures = (*chosen.temperatures, chosen.train_temperature, chosen.eval_temperature)
-    for value in temperatures:
-        if value is not None and value < GREEDY:
-            raise UserError(
-                f"temperature {value:g} is below {GREEDY:g}, where decoding is greedy: "
-                "give a larger one"
-            )
+    _check_ranges(chosen)
     train = (chosen.train_temperature, chosen.train_top_k, chosen.train_top_p)
     evaluate = (chosen.eval_temperature, chosen.eval_top_k, chosen.eval_top_p)
     return Settings(
@@ -181,6 +178,29 @@ def _settings(job: ProbeJob, places: Sequence[Place]) -> Settings:
         evaluation=_changed(own.evaluation, *evaluate),
         temperatures=chosen.temperatures,
     )
+
+
+def _check_ranges(chosen: Choices) -> None:
+    temperatures = [
+        *(("--temperatures", value) for value in chosen.temperatures),
+        ("--train-temperature", chosen.train_temperature),
+        ("--eval-temperature", chosen.eval_temperature),
+    ]
+    for option, value in temperatures:
+        if value is not None and not GREEDY <= value < math.inf:
+            raise UserError(
+                f"{option} {value:g} is out of range: give a finite number of {GREEDY:g} or more "
+                "(below it, decoding is greedy)"
+            )
+    for option, value in (
+        ("--train-top-p", chosen.train_top_p),
+        ("--eval-top-p", chosen.eval_top_p),
+    ):
+        if value is not None and not 0 < value <= 1:
+            raise UserError(
+                f"{option} {value:g} is out of range: give a mass above 0 and up to 1, where 1 "
+                "keeps all tokens"
+            )
 
 
 def _setting(choice: Decoding) -> Setting:
@@ -211,10 +231,13 @@ def _load(
             ScoredModel.load(place.directory, dtype=job.dtype or "float32", name=place.name)
         )
     vocabulary = scored[0].vocabulary
-    for setting in (settings.training, settings.evaluation):
-        if setting.top_k is not None and setting.top_k > vocabulary:
+    for option, top_k in (
+        ("--train-top-k", settings.training.top_k),
+        ("--eval-top-k", settings.evaluation.top_k),
+    ):
+        if top_k is not None and top_k > vocabulary:
             raise UserError(
-                f"top-k {setting.top_k:,} is above the vocabulary of {vocabulary:,} tokens: "
+                f"{option} {top_k} is above the vocabulary of {vocabulary:,} tokens: "
                 "give a smaller one, or 0 for all tokens"
             )
     return scored

@@ -218,14 +218,21 @@ def _rows_with_ids(files: Iterable[Path]) -> Iterator[Completion]:
             if isinstance(row, RowError):
                 raise UserError(f"{file}, row {number}: {row}")
             prompt, output = (_ids(row.get(name)) for name in sorted(_IDS, reverse=True))
-            if prompt is None or output is None:
+            index = row.get("sample_index", row.get("index")) or 0
+            if type(index) is not int:
                 raise UserError(
-                    f"{file}, row {number}: prompt_token_ids and output_token_ids must be lists "
-                    "of token ids"
+                    f"{file}, row {number}: sample_index {index!r} is not a whole number: correct "
+                    "it, or leave it out"
+                )
+            if prompt is None or output is None:
+                name = "prompt_token_ids" if prompt is None else "output_token_ids"
+                raise UserError(
+                    f"{file}, row {number}: {name} is not a list of token ids: give both columns "
+                    "as lists of whole numbers"
                 )
             yield Completion(
                 prompt_id=str(row.get("prompt_id", row.get("problem_id", number))),
-                sample_index=int(row.get("sample_index", row.get("index")) or 0),
+                sample_index=index,
                 seed=0,
                 source=str(row.get("source") or ""),
                 difficulty="",

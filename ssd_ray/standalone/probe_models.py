@@ -16,6 +16,7 @@ from ssd_ray.artifacts import manifests
 from ssd_ray.config import ModelConfig, Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
+from ssd_ray.reporting.words import counted
 
 RECIPE = "recipe.yaml"
 _STEP = "step-"
@@ -133,7 +134,7 @@ def common_tokenizer(places: Sequence[Place]) -> Any:
         if other != vocabulary:
             differing = sum(vocabulary.get(token) != number for token, number in other.items())
             raise UserError(
-                f"{place.name} and {places[0].name} have different tokenizers ({differing:,} "
-                "tokens differ): compare models with the same tokenizer"
+                f"{place.name} and {places[0].name} have different tokenizers (different "
+                f"ids for {counted(differing, 'token')}): compare models with the same tokenizer"
             )
     return first

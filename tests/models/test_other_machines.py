@@ -81,7 +81,7 @@ def test_a_model_that_is_not_on_a_machine_is_named_with_it(tmp_path: Path) -> No
     with pytest.raises(UserError) as caught:
         models.on_this_machine(MODEL, snapshot)
     assert str(caught.value).startswith(
-        f"on node {socket.gethostname()}, model.source 'someone/tiny' is not in the cache "
+        f"on node {socket.gethostname()}, model.source 'someone/tiny' is no directory here, "
     )
 
 
@@ -213,7 +213,7 @@ def test_nodes_with_caches_of_their_own_use_the_same_revision(
         return directories
 
     assert on("first") == [str(theirs)] * 2
-    with pytest.raises(UserError, match=r"on node \S+, model.source 'someone/tiny' is not in"):
+    with pytest.raises(UserError, match=r"on node \S+, model.source 'someone/tiny' is no"):
         on("other")
     own = _cached(tmp_path / "other", tiny_llama)
     assert on("other") == [str(own)] * 2

@@ -212,6 +212,10 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
     beyond.write_text(
         "".join(json.dumps({**row, "text": "", "output_token_ids": [999]}) + "\n" for row in rows)
     )
+    wrong = {name: tmp_path / f"{name}.jsonl" for name in ("sample_index", "output_token_ids")}
+    wrong["prompt_token_ids"] = tmp_path / "prompt_token_ids.jsonl"
+    for name, path in wrong.items():
+        path.write_text("".join(json.dumps({**row, name: "x"}) + "\n" for row in rows))
     single = write_answers(tmp_path / "single.jsonl", answers(1))
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"problem_id": "p", "text": "x"}\n')
@@ -221,9 +225,20 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
         "NaN or infinite for token 0 of the answer": (contexts, [broken], {}),
         "of another tokenizer": (alien, [base], {}),
         "token id 999, and": (beyond, [base], {}),
-        "answers to 1 problems": (single, [base], {}),
-        "top-k 500 is above the vocabulary of 264": (contexts, [base], {"eval_top_k": "500"}),
-        "temperature 1e-06 is below": (contexts, [base], {"train_temperature": "1e-6"}),
+        "answers to 1 problem, and": (single, [base], {}),
+        "--eval-top-k 500 is above the vocabulary of 264": (
+            contexts,
+            [base],
+            {"eval_top_k": "500"},
+        ),
+        "--train-temperature 1e-06 is out of": (contexts, [base], {"train_temperature": "1e-6"}),
+        "--eval-temperature inf is out of": (contexts, [base], {"eval_temperature": "inf"}),
+        "--temperatures nan is out of": (contexts, [base], {"temperatures": "1,nan"}),
+        "--train-top-p 0 is out of": (contexts, [base], {"train_top_p": "0"}),
+        "--eval-top-p nan is out of": (contexts, [base], {"eval_top_p": "nan"}),
+        "sample_index 'x' is not": (wrong["sample_index"], [base], {}),
+        "row 1: output_token_ids is not": (wrong["output_token_ids"], [base], {}),
+        "row 1: prompt_token_ids is not": (wrong["prompt_token_ids"], [base], {}),
         "use numbers with commas": (contexts, [base], {"temperatures": "a"}),
         "use float32 or bfloat16": (contexts, [base], {"dtype": "half"}),
         "no prompt_token_ids and output_token_ids": (texts, [base], {}),
@@ -235,3 +250,10 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
         error = capsys.readouterr().err
         assert message in error, message
         assert "Traceback" not in error
+
+
+def test_a_refused_probe_leaves_its_directory_to_other_choices(base: Path, tmp_path: Path) -> None:
+    contexts = write_answers(tmp_path / "answers.jsonl", answers())
+    out = tmp_path / "out"
+    assert _probe(out, contexts, base, train_top_k="500") == 2
+    assert _probe(out, contexts, base, train_top_k="20") == 0
