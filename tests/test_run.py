@@ -193,7 +193,7 @@ def test_a_run_starts_the_engines_once_for_each_model(reference: Path) -> None:
         assert manifest["finished_at"] <= trained, "its engines are gone before training"
 
 
-def test_a_pool_for_each_step_draws_the_same_rows(
+def test_pools_for_fewer_steps_draw_the_same_rows(
     reference: Path, tiny_qwen3: Path, recipe: Path, tmp_path: Path
 ) -> None:
     # Commands of one process share its Ray; each starts engines of its own.
@@ -202,12 +202,14 @@ def test_a_pool_for_each_step_draws_the_same_rows(
         assert exit_status("sample", recipe, "--out", out, "--quiet") == 0
         assert engine_starts(out) == 1
         assert completions(out / "samples") == completions(reference / "samples")
-        for name in ("greedy", "cut"):
-            alone = write_recipe(tmp_path / f"{name}.yaml", tiny_qwen3, {name: BASE_ARMS[name]})
-            out = tmp_path / name
-            assert exit_status("generate", alone, "--out", out, "--quiet") == 0
-            assert engine_starts(out) == 1
-            stage = f"generations/{name}"
+        names = ("greedy", "cut")
+        alone = write_recipe(
+            tmp_path / "alone.yaml", tiny_qwen3, {name: BASE_ARMS[name] for name in names}
+        )
+        out = tmp_path / "alone"
+        assert exit_status("generate", alone, "--out", out, "--quiet") == 0
+        assert engine_starts(out) == 1
+        for stage in (f"generations/{name}" for name in names):
             assert completions(out / stage) == completions(reference / stage)
             fingerprints = [
                 files.read_json(run / stage / "fingerprint.json")["fingerprint"]
