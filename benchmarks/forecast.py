@@ -24,7 +24,8 @@ from scipy.stats import spearmanr
 
 from ssd_ray.analysis.forecast import Grid, Tally, grid
 from ssd_ray.analysis.operator import Setting
-from ssd_ray.analysis.outlook import Prediction, outlook
+from ssd_ray.analysis.outlook import outlook
+from ssd_ray.analysis.outlook_figures import Prediction
 from ssd_ray.analysis.toy import Automaton, ToySettings
 
 T_TRAIN = (0.7, 0.9, 1.1, 1.3, 1.6, 2.0)

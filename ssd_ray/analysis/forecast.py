@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_ray.analysis.operator import DecodingLike, Ranking, Setting, Support
+from ssd_ray.analysis.operator import DecodingLike, Ranking, Setting, Support, chunks
 from ssd_ray.analysis.theory import (
     LogProbabilities,
     cross_entropy,
@@ -30,6 +30,8 @@ TRAINING = ("size", "one", "two", "kept_mass", "start", "floor")
 """Columns of a training setting: size of S, S of one token, of two, p0(S), CE(q, p0), H(q)."""
 DECODED = ("log_likelihood", "cut", "survivors", "entropy")
 """Columns of a decoding: log-likelihood of the tokens left, tokens cut, survivors, entropy."""
+_NO_MASS = 700.0
+"""Distance from the largest logit at which a probability is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ class Tally:
         """
         self.grid.check(logits.shape[1])
         # One ranking and one norm serve all settings: a vocabulary is read once.
-        position = _Positions(Ranking(logits), LogProbabilities(logits), tokens)
+        position = _Positions(Ranking(logits), _Tempered(logits, 1.0, torch.float64), tokens)
         rows = rows.cpu()
         self.positions.index_add_(0, rows, torch.ones_like(rows))
         self.log_base.index_add_(0, rows, position.p0.of(tokens).cpu())
@@ -216,12 +218,43 @@ class _Positions:
     def _tempered(self, temperature: float) -> LogProbabilities:
         if temperature == 1:
             return self.p0
-        return LogProbabilities(self.ranking.logits.double() / temperature)
+        logits = self.ranking.logits
+        return _Tempered(logits, temperature, logits.dtype)
 
     def _untruncated(self, p: LogProbabilities) -> Tensor:
         cut = torch.zeros_like(p.entropy)
         survivors = torch.full_like(cut, self.ranking.vocabulary)
         return torch.stack([p.of(self.tokens), cut, survivors, p.entropy], dim=1)
+
+
+class _Tempered(LogProbabilities):
+    """Tempered log-probabilities, without a copy of all logits.
+
+    Norm and entropy come from blocks of positions that stay in the processor's cache, with
+    exponentials of the given type.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float, dtype: torch.dtype) -> None:
+        self.logits = logits
+        self._temperature = temperature
+        log_norms, entropies = [], []
+        for part in chunks(*logits.shape):
+            scaled = logits[part].to(dtype, copy=True).div_(temperature)
+            largest = scaled.amax(1, keepdim=True)
+            # Lower values have no mass in a float32 sum.
+            scaled.sub_(largest).clamp_(min=-_NO_MASS)
+            weights = scaled.exp()
+            mass = weights.sum(1).double()
+            energy = torch.linalg.vecdot(weights, scaled).double()
+            log_norms.append(largest[:, 0].double() + mass.log())
+            entropies.append(mass.log() - energy / mass)
+        self.log_norm = torch.cat(log_norms)
+        self.entropy = torch.cat(entropies)
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return log p of a token at each position, float64 [positions]."""
+        chosen = self.logits.gather(1, tokens[:, None]).squeeze(1)
+        return chosen.double() / self._temperature - self.log_norm
 
 
 class _Student:

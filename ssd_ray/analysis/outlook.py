@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
@@ -21,111 +20,18 @@ from torch import Tensor
 
 from ssd_ray.analysis.forecast import DECODED, TRAINING, Tally
 from ssd_ray.analysis.operator import Setting
+from ssd_ray.analysis.outlook_figures import (
+    Decoded,
+    Estimate,
+    Group,
+    Outlook,
+    Prediction,
+    References,
+    TrainingCell,
+)
 from ssd_ray.errors import UserError
 
-MIN_EFFECTIVE = 10.0
-"""Effective answers below which a predicted success is not compared with others."""
 _CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean with its interval over problems, 95 %."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Answers of one outcome under a decoding."""
-
-    answers: int
-    survived: int
-    """Answers without a token cut."""
-    tokens_kept: float
-    """Share of the tokens left by the decoding."""
-    log_likelihood: float | None
-    """Mean over the tokens left, nats; None if none is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Success under a decoding, by importance weights."""
-
-    success: Estimate
-    effective_answers: float
-
-    @property
-    def is_ranked(self) -> bool:
-        """Return True if enough answers count to compare it with others."""
-        return self.effective_answers >= MIN_EFFECTIVE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """A model under one decoding, at the positions of the answers."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float
-    survivors: float
-    """Mean number of tokens left."""
-    entropy: float
-    """Mean entropy after the cut, nats."""
-    accepted: Group | None
-    """Answers that passed their tests; None without tests."""
-    rejected: Group | None
-    """Answers that failed them; all answers without tests."""
-    prediction: Prediction | None
-    """None without tests, or if no answer survives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingCell:
-    """A training setting: what its samples ask of the model."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float
-    size: float
-    """Mean size of S."""
-    one: Estimate
-    """Share of positions with one token in S (locks)."""
-    two: float
-    """Share with two tokens."""
-    kept_mass: float
-    """Mean of p0(S)."""
-    start: float
-    """CE(q, p0): the loss at the start, nats a token."""
-    floor: float
-    """H(q): the loss that is approached and never reached."""
-    gap: Estimate
-    """KL(q || p0) = start - floor: how far the model is asked to move."""
-    crossing: float | None
-    """T_eval above which the student is less diverse than the base at the same T_eval.
-
-    None if the grid has none; 0 if the student is nowhere more diverse.
-    """
-    student: tuple[Decoded, ...]
-    """The ideal student at each T_eval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """The numbers of a forecast."""
-
-    answers: int
-    problems: int
-    positions: int
-    entropy: float
-    """Mean of H(p0), nats."""
-    accepted: int | None
-    """Answers that passed their tests; None without tests."""
-    training: tuple[TrainingCell, ...]
-    base: tuple[Decoded, ...]
-    """The base at each decoding."""
 
 
 def outlook(tally: Tally, problems: Sequence[str], accepted: Sequence[bool] | None) -> Outlook:
@@ -162,6 +68,36 @@ def outlook(tally: Tally, problems: Sequence[str], accepted: Sequence[bool] | No
             answers.cell(place, setting, base) for place, setting in enumerate(tally.grid.training)
         ),
         base=base,
+    )
+
+
+def references(tally: Tally, left_out: int, answers: Tally) -> References:
+    """Return the numbers of reference solutions, next to those of the base's own answers.
+
+    Args:
+        tally: sums of all references, with one training setting.
+        left_out: number of references that were too long.
+        answers: sums of the base's answers.
+    """
+    number = len(tally.positions)
+    everything = torch.ones(number, dtype=torch.bool)
+    rows = _Answers(tally, torch.zeros(number, dtype=torch.int64), None)
+
+    def groups(sums: Tensor) -> tuple[Group, ...]:
+        members = [
+            rows.group(everything, dict(zip(DECODED, each.unbind(1), strict=True)))
+            for each in sums.unbind(1)
+        ]
+        return tuple(each for each in members if each is not None)
+
+    return References(
+        solutions=number,
+        left_out=left_out,
+        tokens=int(tally.positions.sum()),
+        log_likelihood=float(tally.log_base.sum() / tally.positions.sum()),
+        log_likelihood_of_answers=float(answers.log_base.sum() / answers.positions.sum()),
+        student=groups(tally.student[:, 0]),
+        base=groups(tally.base),
     )
 
 
@@ -215,12 +151,13 @@ class _Answers:
             top_p=setting.top_p,
             survivors=self.mean(columns["survivors"]),
             entropy=self.mean(columns["entropy"]),
-            accepted=None if passed is None else self._group(passed, columns),
-            rejected=self._group(everything if passed is None else ~passed, columns),
+            accepted=None if passed is None else self.group(passed, columns),
+            rejected=self.group(everything if passed is None else ~passed, columns),
             prediction=None if passed is None else self._prediction(passed, columns),
         )
 
-    def _group(self, members: Tensor, columns: dict[str, Tensor]) -> Group | None:
+    def group(self, members: Tensor, columns: dict[str, Tensor]) -> Group | None:
+        """Return the numbers of some answers under a decoding; None without answers."""
         if not members.any():
             return None
         cut = columns["cut"][members]

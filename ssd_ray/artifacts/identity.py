@@ -34,7 +34,7 @@ REVISIONS: Mapping[str, int] = {
     "generations": 0,
     "verdicts": 2,
     "report": 1,
-    "forecast": 0,
+    "forecast": 1,
     "completions": 0,
 }
 """Revisions by kind of artifact.

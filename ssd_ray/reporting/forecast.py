@@ -29,13 +29,12 @@ from ssd_ray.reporting.numbers.forecast import (
     is_at,
     own_cells,
 )
-from ssd_ray.reporting.plots.forecast_plots import forecast_pictures
-from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import NBSP, decimals, percent
 
 if TYPE_CHECKING:
     from ssd_ray.analysis.forecast import Tally
     from ssd_ray.analysis.forward import Context
+    from ssd_ray.analysis.outlook_figures import TrainingCell
 
 
 def answer_rows(
@@ -72,12 +71,17 @@ def answer_rows(
 
 def forecast_page(document: ForecastDocument) -> str:
     """Return forecast.html."""
+    # Imported here: the summary of a finished forecast draws nothing.
+    from ssd_ray.reporting.plots.forecast_plots import forecast_pictures
+    from ssd_ray.reporting.templates.environment import environment
+
     template = environment().get_template("forecast.html.j2")
     return template.render(
         forecast=document,
         findings=list(findings(document)),
         limits=list(limits(document)),
         cells=own_cells(document.outlook, document.train),
+        others=_others(document),
         own=own_cell(document),
         student=decoded_at(own_cell(document).student, document.evaluate),
         baseline=decoded_at(document.outlook.base, document.baseline),
@@ -87,6 +91,12 @@ def forecast_page(document: ForecastDocument) -> str:
         interval=interval,
         crossed=crossed,
     )
+
+
+def _others(document: ForecastDocument) -> list[TrainingCell]:
+    """Return the settings with another truncation than the recipe's."""
+    own = own_cells(document.outlook, document.train)
+    return [cell for cell in document.outlook.training if cell not in own]
 
 
 def terminal(document: ForecastDocument) -> Iterator[RenderableType]:

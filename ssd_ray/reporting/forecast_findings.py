@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssd_ray.analysis.outlook import Decoded, Estimate, TrainingCell
+from ssd_ray.analysis.outlook_figures import Decoded, Estimate, References, TrainingCell
 from ssd_ray.reporting.numbers.forecast import (
     Choice,
     Conclusion,
@@ -68,6 +68,8 @@ def findings(document: ForecastDocument) -> Iterator[Finding]:
     yield _decoding_alone(document)
     if document.outlook.accepted is not None:
         yield _accepted(document)
+    if document.references is not None:
+        yield _references(document, document.references)
     yield _health(document)
     yield _cost(document.cost, document.no_cost)
 
@@ -167,6 +169,35 @@ def _accepted(document: ForecastDocument) -> Finding:
         ),
         warns=seen.accepted == 0,
     )
+
+
+def _references(document: ForecastDocument, solutions: References) -> Finding:
+    student = decoded_at(own_cell(document).student, document.evaluate)
+    base = decoded_at(document.outlook.base, document.conclusion.best_base)
+    kept = [
+        f"{percent(group.tokens_kept)} of the tokens ({group.survived} complete)"
+        for group in (
+            solutions.student[own_cell(document).student.index(student)],
+            solutions.base[document.outlook.base.index(base)],
+        )
+    ]
+    left_out = f" {count(solutions.left_out)} are too long." if solutions.left_out else ""
+    return Finding(
+        where="Reference solutions, for comparison",
+        what=(
+            f"Of {counted(solutions.solutions, 'solution')} the ideal student keeps {kept[0]}, "
+            f"the base at {setting(base)} {kept[1]}"
+        ),
+        note=(
+            "They are not the model's path, and no number above uses them. The base gives them "
+            f"{_nats(solutions.log_likelihood)} a token, and its own answers "
+            f"{_nats(solutions.log_likelihood_of_answers)}.{left_out}"
+        ),
+    )
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f} nats".replace("-", "\u2212")
 
 
 def _health(document: ForecastDocument) -> Finding:

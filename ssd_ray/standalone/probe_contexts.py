@@ -33,6 +33,7 @@ from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import RowError
 from ssd_ray.problems.benchmarks.files import list_files as list_problem_files
 from ssd_ray.problems.benchmarks.files import read_rows as read_file_rows
+from ssd_ray.problems.references import reference_ids
 from ssd_ray.problems.rendering import renderer
 from ssd_ray.schema import Completion, Problem, Verdict
 from ssd_ray.standalone.probe_models import base_of, is_run, recipe_of
@@ -251,25 +252,22 @@ def _ids(value: object) -> tuple[int, ...] | None:
 
 
 def _references(problems: Iterator[Problem], tokenizer: Any) -> Iterator[Placed]:
-    """Yield the reference solutions as answers: a code block, then the end token."""
+    """Yield the reference solutions as answers, after the prompts of their problems."""
     choices = PromptsConfig()
     mode: Literal["paper", "release"] = "paper" if tokenizer.chat_template else "release"
     render = renderer(tokenizer, mode, choices.system_message, {}, field="--contexts")
-    end = (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
     number = 0
     for problem in problems:
-        if problem.reference is None:
+        answer = reference_ids(problem, tokenizer)
+        if answer is None:
             continue
         number += 1
-        text = problem.reference.strip()
-        if problem.kind != "numeric":
-            text = f"```python\n{text}\n```"
         _, prompt = render(problem)
         yield Placed(
             context=Context(
                 problem_id=problem.problem_id,
                 prompt_token_ids=prompt,
-                output_token_ids=(*tokenizer.encode(text, add_special_tokens=False), *end),
+                output_token_ids=answer,
             ),
             domain=f"{problem.source} references",
         )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssd_ray.analysis.forecast import DECODED, TRAINING, Tally, grid
 from ssd_ray.analysis.operator import Setting
-from ssd_ray.analysis.outlook import Outlook, crossing, outlook, ratio
+from ssd_ray.analysis.outlook import crossing, outlook, ratio
+from ssd_ray.analysis.outlook_figures import Outlook
 from ssd_ray.errors import UserError
 from tests.support.logit_strategies import DISTINCT, TEMPERATURES, TIED, VOCABULARY
 from tests.support.operator_reference import borderline, probabilities

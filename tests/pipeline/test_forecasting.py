@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import manifests, shards
@@ -16,9 +20,9 @@ from ssd_ray.pipeline.forecasting import VERB, forecast_recipe, forecast_steps
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.forecast import forecast_page, terminal
-from ssd_ray.reporting.forecast_findings import findings
+from ssd_ray.reporting.forecast_findings import findings, setting
 from ssd_ray.reporting.numbers.forecast import ForecastDocument, read_forecast
-from ssd_ray.schema import Completion
+from ssd_ray.schema import Completion, Problem, Prompt
 from tests.support.played import CHOICES, Played
 
 BROWSER = next(
@@ -86,6 +90,62 @@ def test_numbers_agree_with_each_other(document: ForecastDocument) -> None:
         assert decoded.rejected is not None
         assert decoded.accepted.answers + decoded.rejected.answers == seen.answers
     assert [each.answers for each in document.health] == [4, 4, 4, 4]
+
+
+def test_the_grid_has_every_temperature_with_every_truncation(document: ForecastDocument) -> None:
+    cells = document.outlook.training
+    cuts = [*itertools.product([10, 20, 50], [0.8, 0.95, 1.0]), (None, 1.0)]
+    wanted = {(temperature, *cut) for temperature in (0.8, 1.0, 1.5, 2.0) for cut in cuts}
+    assert {(cell.temperature, cell.top_k, cell.top_p) for cell in cells} == wanted
+    assert len(cells) == len(wanted)
+    t_eval = [each.temperature for each in document.outlook.base[:10]]
+    assert all([each.temperature for each in cell.student] == t_eval for cell in cells)
+    page = forecast_page(document)
+    for cell in cells:
+        assert page.count(f'<th scope="row" class="fit">{setting(cell)}') >= 2
+
+
+def test_references_are_scored_next_to_the_answers(
+    made: Path, document: ForecastDocument, tiny_llama: Path
+) -> None:
+    """Their exact likelihood is that of transformers; no answer is among them."""
+    references = document.references
+    assert references is not None
+    assert (references.solutions, references.left_out) == (4, 0)
+    assert len(references.student) == len(document.outlook.training[0].student)
+    assert len(references.base) == len(document.outlook.base)
+    assert {group.answers for group in (*references.student, *references.base)} == {4}
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    prompts = {row.prompt_id: row.token_ids for row in shards.read_rows(made / "prompts", Prompt)}
+    total, tokens = 0.0, 0
+    for problem in shards.read_rows(made / "training-problems", Problem):
+        text = f"```python\n{(problem.reference or '').strip()}\n```"
+        answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        prompt = list(prompts[problem.problem_id])
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.detach().double().log_softmax(1).gather(1, torch.tensor(answer)[:, None])
+        total, tokens = total + float(chosen.sum()), tokens + len(answer)
+    assert references.tokens == tokens
+    assert references.log_likelihood == pytest.approx(total / tokens, abs=1e-5)
+    page = forecast_page(document)
+    assert "References: left" in page
+    assert "They are not the model&#39;s path" in page
+
+
+def test_a_finished_forecast_loads_nothing_heavy(made: Path) -> None:
+    # Their imports alone take longer than the summary.
+    options = [text for choice in (*CHOICES, "model.dtype=float32") for text in ("--set", choice)]
+    arguments = ["forecast", "quickstart", "--answers", "12", "--out", str(made), *options]
+    heavy = ("torch", "transformers", "matplotlib", "scipy", "ray", "jinja2")
+    code = (
+        "import sys\nfrom ssd_ray.cli.app import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "What SSD can change" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_page_and_the_summary_state_every_finding(document: ForecastDocument) -> None:

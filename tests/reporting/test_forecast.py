@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from ssd_ray.analysis.outlook import (
+from ssd_ray.analysis.outlook import crossing
+from ssd_ray.analysis.outlook_figures import (
     Decoded,
     Estimate,
     Group,
     Outlook,
     Prediction,
     TrainingCell,
-    crossing,
 )
 from ssd_ray.reporting.forecast_findings import findings, limits
 from ssd_ray.reporting.numbers.forecast import (

@@ -12,14 +12,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from ssd_ray.analysis.operator import DecodingLike
-from ssd_ray.analysis.outlook import Decoded, Outlook, TrainingCell
+from ssd_ray.analysis.outlook_figures import Decoded, Outlook, References, TrainingCell
 from ssd_ray.artifacts import files
 from ssd_ray.errors import UserError
 from ssd_ray.reporting.numbers.json_bytes import canonical, plain, rounded_to_ten_digits
+
+if TYPE_CHECKING:
+    from ssd_ray.analysis.operator import DecodingLike
 
 FORMAT = 1
 WITHIN_RUN = Path("forecast") / "forecast" / "forecast.json"
@@ -136,6 +139,8 @@ class ForecastDocument:
     """Reason for `cost` None."""
     conclusion: Conclusion
     answers: tuple[AnswerRow, ...]
+    references: References | None = None
+    """None if the prompts have no reference solutions."""
 
 
 def is_at(cell: DecodingLike, choice: Choice) -> bool:
