@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ssd_ray.analysis.toy import ToySettings
+from ssd_ray.analysis.toy_study import study
+from ssd_ray.reporting import toy as reporting
 from tests.support.commands import exit_status
 
 BROWSER = next(
@@ -98,6 +106,65 @@ def test_a_bad_number_is_one_sentence(
     assert reason in message
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@st.composite
+def _states(draw: st.DrawFn, vocabulary: int) -> dict[str, object]:
+    size = draw(st.integers(1, vocabulary))
+    weights = draw(st.lists(st.floats(1e-6, 1.0), min_size=size, max_size=size))
+    mass = draw(st.one_of(st.just(1.0), st.floats(1e-6, 1.0)))
+    # A little less than the mass: rounding must not take the sum above 1.
+    head = [mass * weight / sum(weights) * (1 - 1e-9) for weight in weights]
+    return {"head": head, "tail_ratio": draw(st.floats(1e-6, 1.0))}
+
+
+@st.composite
+def _settings(draw: st.DrawFn) -> ToySettings:
+    """Return extreme settings that are allowed, with a coarse grid."""
+    vocabulary = draw(st.integers(2, 24))
+    lowest = draw(st.sampled_from([1e-3, 0.1, 1.5, 50.0]))
+    highest = lowest + draw(st.sampled_from([1e-3, 1.0, 900.0]))
+    return ToySettings(
+        vocabulary=vocabulary,
+        locks=draw(st.sampled_from([0, 1, 3, 1000])),
+        rounds=draw(st.sampled_from([1, 2, 50])),
+        **{name: draw(_states(vocabulary)) for name in ("lock", "fork", "root")},
+        samples={
+            "temperature": draw(st.sampled_from([1e-3, 0.9, 1.0, 1e3])),
+            "top_k": draw(st.sampled_from([None, 1, 5, 10**6])),
+            "top_p": draw(st.sampled_from([1e-9, 0.85, 1.0])),
+        },
+        grid={
+            "lowest": lowest,
+            "highest": highest,
+            "step": (highest - lowest) / draw(st.integers(1, 9)),
+            "top_p": draw(st.sampled_from([1e-9, 0.8, 1.0])),
+        },
+    )
+
+
+def _numbers(document: object) -> Iterator[float]:
+    if isinstance(document, dict):
+        document = list(document.values())
+    if isinstance(document, list):
+        for each in document:
+            yield from _numbers(each)
+    elif isinstance(document, float):
+        yield document
+
+
+@settings(max_examples=60)
+@given(_settings())
+def test_any_allowed_settings_give_finite_figures_and_a_page(chosen: ToySettings) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        figures = study(chosen)
+    document = json.loads(reporting.json_text(figures))
+    del document["settings"]
+    assert all(math.isfinite(number) for number in _numbers(document))
+    assert all(0 <= value <= 1 + 1e-9 for value in document["curves"]["base"])
+    page = reporting.page(figures)
+    assert not re.search(r"\b(nan|inf)\b", page)
+    assert list(reporting.terminal(figures))
 
 
 def test_the_toy_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
