@@ -18,6 +18,7 @@ from ssd_ray.analysis import theory
 from ssd_ray.analysis.operator import Ranking, Setting, Support, chunks, log_normalize
 from ssd_ray.analysis.signals import progress_sums
 from ssd_ray.analysis.theory import LogProbabilities, entropy_split, terms
+from ssd_ray.errors import UserError
 
 TEMPERATURES = (0.4, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0)
 """Evaluation temperatures measured by default; 0.4 to 2 are those of the paper's Fig. 6."""
@@ -44,6 +45,11 @@ class Settings:
     """T_eval and rho_eval: the decoding of the trained model."""
     temperatures: tuple[float, ...] = TEMPERATURES
     """Temperatures at which rho_eval is measured."""
+
+    def __post_init__(self) -> None:
+        """Check the temperatures, before a model is loaded."""
+        if not self.sweep:
+            raise UserError("temperatures are empty: give one or more")
 
     @property
     def sweep(self) -> tuple[Setting, ...]:

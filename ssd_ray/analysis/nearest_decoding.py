@@ -7,6 +7,8 @@
   decoding cuts a token of the student.
 - The change is the distance of the student, decoded, to the base decoded in the same way. The share
   that decoding explains is 1 - distance to the nearest decoding / change.
+- A divergence is quadratic in small differences, so a share of it flatters decoding. The total
+  variation is linear in them: the least share of tokens that two models draw differently.
 - Distributions are known on heads, the most likely tokens. All tokens outside of a student's head
   count as one.
 
@@ -68,6 +70,10 @@ class Nearest:
     """float64 [positions]."""
     changes: Floats
     """Distance of the base decoded as the student, float64 [positions]."""
+    variations: Floats
+    """Total variation at the nearest decoding, float64 [positions]."""
+    variations_of_change: Floats
+    """Total variation of the base decoded as the student, float64 [positions]."""
 
 
 def nearest(base: Heads, student: Heads, evaluation: Setting) -> Nearest:
@@ -87,6 +93,8 @@ def nearest(base: Heads, student: Heads, evaluation: Setting) -> Nearest:
         setting=best,
         distances=search.distances(best),
         changes=search.distances(evaluation),
+        variations=search.variations(best),
+        variations_of_change=search.variations(evaluation),
     )
 
 
@@ -110,13 +118,21 @@ class _Search:
 
     def distances(self, setting: Setting) -> Floats:
         """Return the divergence at each position."""
-        own = self._student
-        # Tokens that the student cuts are part of the rest, also where the base keeps them.
-        other = self._base.decoded(setting)[:, : self._width] * (own > 0)
-        rest = np.maximum(1 - own.sum(1), 0)
-        rest_of_other = np.maximum(1 - other.sum(1), 0)
-        distances: Floats = _divergence(own, other).sum(1) + _divergence(rest, rest_of_other)
+        own, other = self._pair(setting)
+        distances: Floats = _divergence(own, other).sum(1)
         return distances
+
+    def variations(self, setting: Setting) -> Floats:
+        """Return the total variation at each position."""
+        own, other = self._pair(setting)
+        variations: Floats = np.abs(own - other).sum(1) / 2
+        return variations
+
+    def _pair(self, setting: Setting) -> tuple[Floats, Floats]:
+        """Return the decoded student and base: its tokens, and all others as one."""
+        # Tokens that the student cuts are part of the rest, also where the base keeps them.
+        other = self._base.decoded(setting)[:, : self._width] * (self._student > 0)
+        return _with_rest(self._student), _with_rest(other)
 
     def mean(self, setting: Setting) -> float:
         """Return the mean divergence."""
@@ -195,6 +211,11 @@ class _Tempered:
         # Above the last power, the tail has no mass to speak of.
         tail = self._tail(min(power, TAIL_POWERS[-1]))
         self._beyond = np.exp(np.minimum(tail - power * largest[:, 0], _MOST_LOG))
+
+
+def _with_rest(probabilities: Floats) -> Floats:
+    rest = np.maximum(1 - probabilities.sum(1, keepdims=True), 0)
+    return np.concatenate([probabilities, rest], axis=1)
 
 
 def _divergence(first: Floats, second: Floats) -> Floats:

@@ -2,6 +2,8 @@
 
 - A shard holds some consecutive batches. Its three files appear by rename, `positions` last, so a
   killed probe resumes at its last complete shard.
+- All models go through a batch together. Where that takes too much memory, each trained model goes
+  with the base in a pass of its own, and no more than two are in memory.
 - `positions`: a row for each position and model. `answers`: a row for each answer and model.
   `heads`: the most likely tokens at a sample of the positions, and at all of the answers shown.
 - Complete shards are joined into one file a table, row group by row group.
@@ -24,7 +26,7 @@ from ssd_ray.analysis.forward import Context, ScoredModel
 from ssd_ray.analysis.measures import Measures, Settings, measure
 from ssd_ray.artifacts.files import make_directory
 from ssd_ray.artifacts.shards import join_shards, shard_paths, write_table
-from ssd_ray.progress import Progress
+from ssd_ray.progress import Progress, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,8 +47,8 @@ Bools = NDArray[np.bool_]
 class Job:
     """Work of a probe: models on contexts."""
 
-    models: tuple[ScoredModel, ...]
-    """The base first; their names are those in the tables."""
+    models: Sequence[ScoredModel]
+    """The base first; their names are those in the tables. Items may be loaded when asked for."""
     contexts: tuple[Context, ...]
     domains: tuple[str, ...]
     """Domain of each context."""
@@ -56,6 +58,8 @@ class Job:
     """Function to the kind of each token of an answer."""
     settings: Settings
     budget: int = forward.BATCH_TOKENS
+    together: bool = True
+    """All models in one pass; else the base with one other at a time."""
 
 
 def write(job: Job, out: Path, progress: Progress) -> None:
@@ -64,27 +68,69 @@ def write(job: Job, out: Path, progress: Progress) -> None:
     Raises:
         UserError: as for `forward.check` and `forward.score`, or the disk is full.
     """
-    forward.check(job.models, job.contexts)
-    directory = out / SHARDS
+    passes = _passes(job)
+    # Before anything is written: a refused probe leaves its directory free.
+    forward.check([job.models[each] for each in passes[0]], job.contexts)
+    directory = out / SHARDS / ("together" if job.together else "in pairs")
     make_directory(directory)
     groups = list(_shards(job))
-    total = sum(context.num_positions for context in job.contexts)
-    existing = {path.name for path in shard_paths(directory)}
-    done = 0
+    total = len(passes) * sum(context.num_positions for context in job.contexts)
     with progress.task("probe", total, "positions") as task:
-        for number, group in enumerate(groups):
-            if f"positions-{number:05}.parquet" in existing:
-                done += sum(_positions_of(job, batch) for batch in group)
-                continue
-            shard = _Shard(job)
-            for batch in group:
-                shard.add(batch)
-                done += _positions_of(job, batch)
-                task.update(done)
-            shard.write(directory, number)
+        done = 0
+        for place, members in enumerate(passes):
+            done = _write_pass(
+                job, members, _Shards(directory=directory, place=place, groups=groups), task, done
+            )
     for name in TABLES:
-        shards = [path for path in shard_paths(directory) if path.name.startswith(f"{name}-")]
+        shards = [
+            [directory / f"{name}-{number:05}-{place:03}.parquet" for place in range(len(passes))]
+            for number in range(len(groups))
+        ]
         join_shards(shards, out / f"{name}.parquet")
+
+
+def _passes(job: Job) -> list[tuple[int, ...]]:
+    """Return the numbers of the models to write in each pass."""
+    numbers = tuple(range(len(job.models)))
+    if job.together or len(numbers) < 2:
+        return [numbers]
+    return [numbers[:2], *((number,) for number in numbers[2:])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shards:
+    """The shards of one pass."""
+
+    directory: Path
+    place: int
+    """Number of the pass."""
+    groups: Sequence[Sequence[tuple[int, ...]]]
+    """Batches of each shard."""
+
+    def name(self, number: int) -> str:
+        """Return the end of the names of a shard's files."""
+        return f"{number:05}-{self.place:03}"
+
+
+def _write_pass(job: Job, members: Sequence[int], shards: _Shards, task: Task, done: int) -> int:
+    """Write the incomplete shards of one pass, and return the positions done by then."""
+    existing = {path.stem for path in shard_paths(shards.directory)}
+    models: tuple[ScoredModel, ...] = ()
+    for number, group in enumerate(shards.groups):
+        if f"positions-{shards.name(number)}" in existing:
+            done += sum(_positions_of(job, batch) for batch in group)
+            continue
+        if not models:
+            # The base is in every pass: the others are compared with it.
+            models = tuple(job.models[each] for each in dict.fromkeys((0, *members)))
+            forward.check(models, job.contexts)
+        shard = _Shard(job, models, members)
+        for batch in group:
+            shard.add(batch)
+            done += _positions_of(job, batch)
+            task.update(done)
+        shard.write(shards.directory, shards.name(number))
+    return done
 
 
 def _shards(job: Job) -> Iterator[list[tuple[int, ...]]]:
@@ -117,21 +163,24 @@ class _Places:
 class _Shard:
     """Measures of some batches, to be written as one shard."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, models: Sequence[ScoredModel], members: Sequence[int]) -> None:
         self._job = job
-        self._measures: list[list[Measures]] = [[] for _ in job.models]
+        self._models = models
+        # Measures of the base are written by the first pass alone.
+        self._written = models if 0 in members else models[1:]
+        self._measures: list[list[Measures]] = [[] for _ in self._written]
         self._places: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, batch: Sequence[int]) -> None:
         """Measure all models at the positions of a batch."""
         job = self._job
-        for chunk in forward.score(job.models, job.contexts, batch):
-            measured = measure(chunk.logits, chunk.tokens, job.settings)
+        for chunk in forward.score(self._models, job.contexts, batch):
+            measured = measure(chunk.logits, chunk.tokens, job.settings)[-len(self._written) :]
             for parts, values in zip(self._measures, measured, strict=True):
                 parts.append(values)
             self._places.append((chunk.rows, chunk.offsets, chunk.tokens.cpu()))
 
-    def write(self, directory: Path, number: int) -> None:
+    def write(self, directory: Path, name: str) -> None:
         """Write the three files of the shard."""
         import pyarrow as pa
 
@@ -141,19 +190,16 @@ class _Shard:
         )
         places = _Places(rows=rows, offsets=offsets, tokens=tokens)
         measured = [Measures.joined(each) for each in self._measures]
+        named = list(zip([model.name for model in self._written], measured, strict=True))
         sampled = _sampled(job, places)
         tables = {
-            "answers": [_answers(job, places, *each) for each in _named(job, measured)],
-            "heads": [_heads(job, places, sampled, *each) for each in _named(job, measured)],
-            "positions": [_positions(job, places, *each) for each in _named(job, measured)],
+            "answers": [_answers(job, places, *each) for each in named],
+            "heads": [_heads(job, places, sampled, *each) for each in named],
+            "positions": [_positions(job, places, *each) for each in named],
         }
         # Positions come last: a shard with them is complete.
-        for name in TABLES:
-            write_table(directory, f"{name}-{number:05}", pa.concat_tables(tables[name]))
-
-
-def _named(job: Job, measured: Sequence[Measures]) -> Iterator[tuple[str, Measures]]:
-    return ((model.name, each) for model, each in zip(job.models, measured, strict=True))
+        for table in TABLES:
+            write_table(directory, f"{table}-{name}", pa.concat_tables(tables[table]))
 
 
 def _sampled(job: Job, places: _Places) -> Bools:

@@ -90,6 +90,22 @@ def progress(sums: Tensor) -> Progress:
     )
 
 
+def weights(sums: Tensor) -> dict[str, Tensor]:
+    """Return the weight of each row of sums, [rows, NUM_SUMS], in each signal, by its name.
+
+    A signal is a mean of the rows' own signals with about these weights.
+    """
+    variances = sums[:, 4 : 4 + len(_POWERS)]
+    reached = _temperature(*sums.sum(0)[4:].view(2, -1).tolist())
+    power = 1 / reached if reached is not None else 1.0
+    place = min(range(len(_POWERS)), key=lambda at: abs(_POWERS[at] - power))
+    return {
+        "gap_closed": sums[:, 1],
+        "temperature_reached": variances[:, place],
+        "tail_removed": sums[:, 3],
+    }
+
+
 def _temperature(variances: list[float], covariances: list[float]) -> float | None:
     """Return the T of the least divergence.
 

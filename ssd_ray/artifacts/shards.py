@@ -265,23 +265,24 @@ def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
 
 
-def join_shards(paths: Sequence[Path], target: Path) -> None:
-    """Write shards as one file, a row group each, without all of them in memory.
+def join_shards(groups: Sequence[Sequence[Path]], target: Path) -> None:
+    """Write groups of shards as one file, a row group each, without all of them in memory.
 
     The file appears by rename. After a kill the shards can be joined again.
 
     Raises:
         OutsideError: the disk is full, or the directory not writable.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     temporary = target.with_name(f".{target.name}.partial")
     try:
         with pq.ParquetWriter(
-            temporary, pq.read_schema(paths[0]), compression="zstd", write_page_checksum=True
+            temporary, pq.read_schema(groups[0][0]), compression="zstd", write_page_checksum=True
         ) as writer:
-            for path in paths:
-                writer.write_table(read_table(path))
+            for paths in groups:
+                writer.write_table(pa.concat_tables([read_table(path) for path in paths]))
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -98,6 +98,14 @@ def summary(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:
     yield "fork spreading (nats)", [interval_text(each.fork_spreading) for each in first]
     yield "nearest decoding of the base", [setting_text(each.setting) for each in decodings]
     yield "explained by it", [interval_text(each.explained, "percent") for each in decodings]
+    yield (
+        "tokens changed",
+        [interval_text(each.tokens_changed, "percent") for each in decodings],
+    )
+    yield (
+        "tokens left by it",
+        [interval_text(each.tokens_left, "percent") for each in decodings],
+    )
 
 
 def _headlines(numbers: ProbeNumbers) -> Iterator[Headline]:
@@ -151,7 +159,9 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
         where="Decoding alone would explain",
         value=f"{interval_text(decoding.explained, 'percent')} of the change",
         note=f"The nearest decoding of the base is {setting_text(decoding.setting)}, to the "
-        f"student at {setting_text(numbers.settings.evaluation)}.",
+        f"student at {setting_text(numbers.settings.evaluation)}. It draws "
+        f"{interval_text(decoding.tokens_left, 'percent')} of the tokens differently, the base at "
+        f"that setting {interval_text(decoding.tokens_changed, 'percent')}.",
         tone="plain",
     )
 

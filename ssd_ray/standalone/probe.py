@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ssd_ray import models
 from ssd_ray.analysis import probe_tables
-from ssd_ray.analysis.forward import BATCH_TOKENS, Context, ScoredModel
+from ssd_ray.analysis.forward import BATCH_TOKENS, Context
 from ssd_ray.analysis.measures import TEMPERATURES, Settings
 from ssd_ray.analysis.operator import GREEDY, Setting
 from ssd_ray.analysis.token_kinds import Pieces, kinds
@@ -38,7 +38,7 @@ from ssd_ray.reporting.probe_programs import programs
 from ssd_ray.reporting.words import counted
 from ssd_ray.standalone import probe_contexts, probe_models
 from ssd_ray.standalone.probe_contexts import Placed
-from ssd_ray.standalone.probe_models import Place, is_run, recipe_of
+from ssd_ray.standalone.probe_models import LoadedModels, Place, is_run, recipe_of
 from ssd_ray.statistics.means import MIN_PROBLEMS
 
 PAPER = Settings(
@@ -116,8 +116,9 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
         # Asked again: another process may have completed the probe before the lock was free.
         if manifests.claim(job.out, identity) is None:
             files.check_disk(job.out)
-            scored = _load(replace(job, dtype=dtype), places, settings, progress)
-            work = _work(scored, placed, settings, tokenizer)
+            loaded = LoadedModels(places, dtype, progress)
+            _check_limits(settings, loaded[0].vocabulary)
+            work = _work(loaded, placed, settings, tokenizer)
             probe_tables.write(replace(work, budget=job.batch_tokens), job.out, progress)
             rows = sum(context.num_positions for context in work.contexts) * len(places)
             manifests.seal(job.out, identity, RowFacts(rows=rows))
@@ -221,16 +222,7 @@ def _changed(
     )
 
 
-def _load(
-    job: ProbeJob, places: Sequence[Place], settings: Settings, progress: Progress
-) -> list[ScoredModel]:
-    scored = []
-    for place in places:
-        progress.say(f"probe: loading {place.name} from {place.directory}")
-        scored.append(
-            ScoredModel.load(place.directory, dtype=job.dtype or "float32", name=place.name)
-        )
-    vocabulary = scored[0].vocabulary
+def _check_limits(settings: Settings, vocabulary: int) -> None:
     for option, top_k in (
         ("--train-top-k", settings.training.top_k),
         ("--eval-top-k", settings.evaluation.top_k),
@@ -240,11 +232,10 @@ def _load(
                 f"{option} {top_k} is above the vocabulary of {vocabulary:,} tokens: "
                 "give a smaller one, or 0 for all tokens"
             )
-    return scored
 
 
 def _work(
-    scored: Sequence[ScoredModel], placed: Sequence[Placed], settings: Settings, tokenizer: Any
+    loaded: LoadedModels, placed: Sequence[Placed], settings: Settings, tokenizer: Any
 ) -> probe_tables.Job:
     pieces = Pieces(tokenizer)
 
@@ -252,7 +243,8 @@ def _work(
         return kinds(pieces.of(context.output_token_ids))
 
     return probe_tables.Job(
-        models=tuple(scored),
+        models=loaded,
+        together=loaded.together,
         contexts=tuple(each.context for each in placed),
         domains=tuple(each.domain for each in placed),
         shown=frozenset(_shown(placed)),

@@ -1,25 +1,36 @@
 """Models of a probe: a directory, a hub id, a run, or the exported steps of a run.
 
+Models that fit into half of the memory together stay in it. Of others, such as the steps of a
+curve, the base and one more are in memory at a time.
+
 Reads recipes and model directories; writes the caches of `ssd_ray.models`.
 """
 
 from __future__ import annotations
 
+import gc
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from ssd_ray import models, recipes
+from ssd_ray.analysis.forward import ScoredModel
 from ssd_ray.artifacts import manifests
 from ssd_ray.config import ModelConfig, Recipe
 from ssd_ray.errors import UserError
-from ssd_ray.models import loading
+from ssd_ray.machine.host import read_host
+from ssd_ray.models import loading, weights
+from ssd_ray.progress import Progress
 from ssd_ray.reporting.words import counted
 
 RECIPE = "recipe.yaml"
 _STEP = "step-"
+_SHARE_OF_MEMORY = 0.5
+"""Share of the available memory for models that stay in it together."""
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +108,12 @@ def _base(run: Path) -> Place:
 
 def _checkpoint(run: Path) -> Path:
     manifests.load(run / "checkpoint")
-    return run / "checkpoint"
+    return _checked(run / "checkpoint")
+
+
+def _checked(directory: Path) -> Path:
+    """Return a model directory of a run, unless a file is missing or damaged."""
+    return models.fetch(ModelConfig(source=str(directory)))
 
 
 def _steps(path: Path, run: Path) -> list[Place]:
@@ -111,13 +127,18 @@ def _steps(path: Path, run: Path) -> list[Place]:
             f"{path} holds no exported step: set train.export_every in the recipe, or give {run}"
         )
     places = [
-        Place(name=f"step {number}", directory=path / f"{_STEP}{number}", step=number, run=run)
+        Place(
+            name=f"step {number}",
+            directory=_checked(path / f"{_STEP}{number}"),
+            step=number,
+            run=run,
+        )
         for number in numbers
     ]
     # The last step is exported as the checkpoint itself.
     last = recipe_of(run).train.steps
     if last not in numbers and (run / "checkpoint" / "manifest.json").exists():
-        places.append(Place(name=f"step {last}", directory=run / "checkpoint", step=last, run=run))
+        places.append(Place(name=f"step {last}", directory=_checkpoint(run), step=last, run=run))
     return [_base(run), *places]
 
 
@@ -138,3 +159,66 @@ def common_tokenizer(places: Sequence[Place]) -> Any:
                 f"ids for {counted(differing, 'token')}): compare models with the same tokenizer"
             )
     return first
+
+
+class LoadedModels(Sequence[ScoredModel]):
+    """The models of some places, loaded when asked for.
+
+    Attributes:
+        together: all of them stay in memory; else the first and the one asked for last.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        dtype: Literal["float32", "bfloat16"],
+        progress: Progress,
+    ) -> None:
+        self._places = places
+        self._dtype = dtype
+        self._progress = progress
+        self._held: dict[int, ScoredModel] = {}
+        needed = sum(_parameters(place.directory) for place in places) * _BYTES[dtype]
+        self.together = len(places) <= 2 or needed <= _SHARE_OF_MEMORY * _available()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> ScoredModel: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[ScoredModel]: ...
+
+    def __getitem__(self, place: int | slice) -> ScoredModel | list[ScoredModel]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        if place not in range(len(self)):
+            raise IndexError(place)
+        if place not in self._held:
+            if not self.together:
+                self._held = {each: self._held[each] for each in self._held if each == 0}
+                # Modules of torch refer to one another; their memory is free only after this.
+                gc.collect()
+            chosen = self._places[place]
+            self._progress.say(f"probe: loading {chosen.name} from {chosen.directory}")
+            self._held[place] = ScoredModel.load(
+                chosen.directory, dtype=self._dtype, name=chosen.name
+            )
+        return self._held[place]
+
+
+def _parameters(directory: Path) -> int:
+    """Return the number of parameters in the weights of a model directory."""
+    headers = (weights.read_header(path) for path in sorted(directory.glob("*.safetensors")))
+    return sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values())
+
+
+def _available() -> int:
+    """Return the free bytes of the memory that models are loaded into."""
+    import torch
+
+    if torch.cuda.is_available():
+        free: int = torch.cuda.mem_get_info()[0]
+        return free
+    return read_host().available

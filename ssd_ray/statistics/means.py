@@ -3,7 +3,8 @@
 - Problems are the unit: positions of one answer depend on one another.
 - A mean over all positions is a ratio of sums, and its variance that of the ratio's linearization
   (Cochran 1977, section 6.4). Its degrees of freedom are the effective number of problems less one.
-- A function of sums has the interval of the jackknife.
+- A function of sums has the interval of the jackknife, with the degrees of freedom of the weights
+  that its problems have.
 
 Pure functions on arrays, without I/O.
 """
@@ -33,20 +34,30 @@ def ratio_interval(sums: Values, sizes: Values, *, confidence: float) -> Interva
     Raises:
         UserError: fewer than two problems have a size, or a confidence not in (0, 1).
     """
+    return ratio_intervals(sums[:, None], sizes, confidence=confidence)[0]
+
+
+def ratio_intervals(sums: Values, sizes: Values, *, confidence: float) -> list[Interval]:
+    """Return `ratio_interval` of each column of sums, float64 [problems, columns]."""
     _check(confidence)
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     number = _require(len(sizes))
     total = float(sizes.sum())
-    estimate = float(sums.sum()) / total
-    # The ratio varies as these do, to first order.
-    residuals = sums - estimate * sizes
-    variance = number / (number - 1) * float((residuals**2).sum()) / total**2
-    half = _student(effective_number(sizes) - 1, confidence) * math.sqrt(variance)
-    return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+    estimates = sums.sum(0) / total
+    # The ratios vary as these do, to first order.
+    residuals = sums - estimates * sizes[:, None]
+    variances = number / (number - 1) * (residuals**2).sum(0) / total**2
+    halves = _student(effective_number(sizes) - 1, confidence) * np.sqrt(variances)
+    columns = zip(estimates.tolist(), halves.tolist(), strict=True)
+    return [Interval(estimate=e, low=e - half, high=e + half) for e, half in columns]
 
 
 def jackknife_interval(
-    function: Callable[[Values], float | None], sums: Values, *, confidence: float
+    function: Callable[[Values], float | None],
+    sums: Values,
+    *,
+    confidence: float,
+    weights: Values | None = None,
 ) -> Interval | None:
     """Return function(total) with the jackknife's interval over problems.
 
@@ -54,6 +65,8 @@ def jackknife_interval(
         function: of the total, float64 [columns]; None where it is undefined.
         sums: float64 [problems, columns].
         confidence: level of the interval.
+        weights: weights of the problems in the function, float64 [problems]. The degrees of freedom
+            are their effective number less one; by default all weigh the same.
 
     Returns:
         None if the function is undefined for the total, or without one of the problems.
@@ -70,7 +83,8 @@ def jackknife_interval(
         return None
     values = np.array(others, dtype=np.float64)
     variance = (number - 1) / number * float(((values - values.mean()) ** 2).sum())
-    half = _student(number - 1, confidence) * math.sqrt(variance)
+    freedom = (number if weights is None else effective_number(weights)) - 1
+    half = _student(freedom, confidence) * math.sqrt(variance)
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
 

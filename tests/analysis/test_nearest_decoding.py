@@ -10,7 +10,14 @@ from ssd_ray.analysis import measures, nearest_decoding, operator
 from ssd_ray.analysis.measures import Measures, Settings
 from ssd_ray.analysis.nearest_decoding import Heads, Nearest
 from ssd_ray.analysis.operator import Setting
-from tests.support.planted import Rule, ideal, random_logits, tempered
+from tests.support.planted import (
+    Rule,
+    against_decoding,
+    ideal,
+    random_logits,
+    tempered,
+    two_types,
+)
 
 T_TRAIN = 1.6
 
@@ -34,6 +41,10 @@ def _explained(result: Nearest) -> float:
     return float(1 - result.distances.sum() / result.changes.sum())
 
 
+def _of_tokens(result: Nearest) -> float:
+    return float(1 - result.variations.sum() / result.variations_of_change.sum())
+
+
 @pytest.mark.parametrize(
     "evaluation",
     [Setting(temperature=1.1, top_k=20, top_p=0.8), Setting(top_k=12), Setting(temperature=0.9)],
@@ -44,11 +55,26 @@ def test_a_tempered_base_is_explained_by_its_temperature(evaluation: Setting) ->
     assert _explained(result) > 0.999
 
 
-def test_a_support_of_each_context_is_not_explained() -> None:
-    rule = ideal(Setting(top_p=0.8))
-    result = _nearest(random_logits(300, 200), rule, Setting(temperature=4.0))
+def test_an_ideal_student_drawn_from_as_it_is_is_the_decoding_of_its_samples() -> None:
+    """So a truncated support alone, the same rule everywhere, is no effect beyond decoding."""
+    training = Setting(temperature=T_TRAIN, top_k=20, top_p=0.8)
+    result = _nearest(random_logits(300, 200), ideal(training), Setting())
     assert result.changes.mean() > 0.1
-    assert _explained(result) < 0.95
+    assert _explained(result) > 0.999
+    assert _of_tokens(result) > 0.99
+    assert result.setting.temperature == pytest.approx(T_TRAIN, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [Setting(), Setting(temperature=1.1, top_k=20, top_p=0.8), Setting(top_p=0.95)],
+)
+def test_supports_that_contradict_one_policy_are_not_explained(evaluation: Setting) -> None:
+    logits = random_logits(300, 200)
+    result = _nearest(two_types(logits), lambda _: against_decoding(logits), evaluation)
+    assert result.changes.mean() > 0.1
+    assert _explained(result) < 0.25
+    assert _of_tokens(result) < 0.25
 
 
 def test_distances_are_those_of_the_distributions() -> None:
@@ -57,8 +83,13 @@ def test_distances_are_those_of_the_distributions() -> None:
     evaluation = Setting(temperature=1.1, top_k=20, top_p=0.8)
     result = _nearest(base, lambda _: student, evaluation)
     first = operator.distribution(student, evaluation)
-    for setting, distances in ((result.setting, result.distances), (evaluation, result.changes)):
+    for setting, distances, variations in (
+        (result.setting, result.distances, result.variations),
+        (evaluation, result.changes, result.variations_of_change),
+    ):
         second = operator.distribution(base, setting)
+        apart = (first - second).abs().sum(1) / 2
+        torch.testing.assert_close(torch.from_numpy(variations), apart, rtol=1e-3, atol=1e-3)
         middle = (first + second) / 2
         entropies = [torch.special.entr(each).sum(1) for each in (middle, first, second)]
         expected = entropies[0] - (entropies[1] + entropies[2]) / 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,19 @@ from ssd_ray.analysis.operator import Setting
 from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, numbers
+from ssd_ray.standalone import probe_models
+from ssd_ray.standalone.probe_models import LoadedModels, Place
 from tests.support.commands import exit_status
-from tests.support.planted import PlantedModel, Rule, answers, ideal, tempered, write_answers
+from tests.support.planted import (
+    PlantedModel,
+    Rule,
+    against_decoding,
+    answers,
+    ideal,
+    tempered,
+    two_types,
+    write_answers,
+)
 from tests.support.tiny import tiny_model
 
 T_TRAIN = 1.6
@@ -80,9 +93,20 @@ def test_the_ideal_fit_is_found(base: Path, rule: Rule, training: Setting, tmp_p
         assert result.decoding.setting.temperature == pytest.approx(1.1 * T_TRAIN, abs=0.02)
         assert result.signals[0].tail_removed is None
     else:
-        assert result.decoding.explained.estimate < 0.9985
         assert result.signals[0].tail_removed is not None
         assert result.signals[0].tail_removed.estimate == pytest.approx(1.0, abs=1e-4)
+
+
+def test_supports_against_one_policy_are_not_explained(base: Path, tmp_path: Path) -> None:
+    settings = Settings(training=CUT, evaluation=Setting(temperature=1.1, top_k=20, top_p=0.8))
+    job = _job(base, against_decoding, settings, answers())
+    plain = PlantedModel(job.models[0], "base", two_types)
+    result = _numbers(replace(job, models=(plain, job.models[1])), tmp_path).students[0].decoding
+    for explained in (result.explained, result.tokens_explained):
+        assert explained is not None
+        assert explained.high < 0.5
+    assert result.tokens_changed.low > 0.2
+    assert result.tokens_left.estimate < result.tokens_changed.estimate
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -126,7 +150,7 @@ def test_a_killed_probe_resumes_at_its_last_complete_shard(
     written: list[str] = []
 
     def killed(directory: Path, name: str, table: object) -> object:
-        if name == "positions-00003":
+        if name == "positions-00003-000":
             raise KeyboardInterrupt
         written.append(name)
         return write_table(directory, name, table)
@@ -134,13 +158,49 @@ def test_a_killed_probe_resumes_at_its_last_complete_shard(
     monkeypatch.setattr(probe_tables, "write_table", killed)
     with pytest.raises(KeyboardInterrupt):
         _numbers(job, tmp_path / "found")
-    assert written[-1] == "heads-00003"
+    assert written[-1] == "heads-00003-000"
     written.clear()
     monkeypatch.setattr(
         probe_tables, "write_table", lambda *each: written.append(each[1]) or write_table(*each)
     )
     assert _numbers(job, tmp_path / "found") == expected
-    assert written[0] == "answers-00003"
+    assert written[0] == "answers-00003-000"
+
+
+def test_models_in_pairs_give_the_same_numbers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(training=CUT, evaluation=Setting(top_k=20))
+    job = replace(_job(base, tempered(1.2), settings, answers(6)), budget=100)
+    job = replace(job, models=(*job.models, PlantedModel(job.models[0], "cut", ideal(CUT))))
+    names = [model.name for model in job.models]
+    monkeypatch.setattr(probe_tables, "SHARD_POSITIONS", 1)
+    for name, together in (("together", True), ("pairs", False)):
+        (tmp_path / name).mkdir()
+        probe_tables.write(replace(job, together=together), tmp_path / name, LineProgress())
+    for table in probe_tables.TABLES:
+        first, second = (
+            pq.read_table(tmp_path / name / f"{table}.parquet") for name in ("together", "pairs")
+        )
+        assert first.equals(second)
+    expected, result = (
+        numbers(tmp_path / name, names, [None] * 3, settings) for name in ("together", "pairs")
+    )
+    assert expected == result
+
+
+def test_large_models_are_loaded_two_at_a_time(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [Place(name=f"step {number}", directory=base) for number in range(4)]
+    for available, most in ((10**9, 4), (10, 2)):
+        monkeypatch.setattr(probe_models, "_available", lambda room=available: room)
+        loaded = LoadedModels(places, "float32", LineProgress())
+        alive = [weakref.ref(loaded[place]) for place in range(4)]
+        gc.collect()
+        assert sum(each() is not None for each in alive) == most
+        assert loaded.together == (most == 4)
+        assert loaded[0] is alive[0]()
 
 
 def test_a_full_disk_is_reported_with_the_remedy(
@@ -195,6 +255,17 @@ def test_reference_solutions_and_one_model(base: Path, tmp_path: Path) -> None:
     assert document["views"]["everything"]["problems"] == 3
 
 
+def _widen(directory: Path) -> None:
+    """Give a model six more rows of logits, for no tokens."""
+    path = next(directory.glob("*.safetensors"))
+    weights = load_file(path)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        weights[name] = torch.cat([weights[name], weights[name][:6]])
+    save_file(weights, path, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "vocab_size": 270}))
+
+
 def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +291,25 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"problem_id": "p", "text": "x"}\n')
     missing = tmp_path / "missing"
+    negative = tmp_path / "negative.jsonl"
+    negative.write_text(
+        "".join(json.dumps({**row, "text": "", "output_token_ids": [-1]}) + "\n" for row in rows)
+    )
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(contexts.read_text()[:-40])
+    long = tmp_path / "long.jsonl"
+    long.write_text(
+        "".join(
+            json.dumps({**row, "text": "", "output_token_ids": [5] * 5000}) + "\n" for row in rows
+        )
+    )
+    doubled = tmp_path / "doubled.jsonl"
+    doubled.write_text(2 * contexts.read_text())
+    (tmp_path / "folder").mkdir()
+    wider = tiny_model(tmp_path / "wider", "qwen3", seed=2)
+    _widen(wider)
     cases = {
         "different tokenizers": (contexts, [base, other], {}),
         "NaN or infinite for token 0 of the answer": (contexts, [broken], {}),
@@ -239,6 +329,16 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
         "sample_index 'x' is not": (wrong["sample_index"], [base], {}),
         "row 1: output_token_ids is not": (wrong["output_token_ids"], [base], {}),
         "row 1: prompt_token_ids is not": (wrong["prompt_token_ids"], [base], {}),
+        "--train-temperature nan is out of": (contexts, [base], {"train_temperature": "nan"}),
+        "--eval-temperature -1 is out of": (contexts, [base], {"eval_temperature": "-1"}),
+        "token id -1, and": (negative, [base], {}),
+        "empty": (empty, [base], {}),
+        "torn.jsonl": (torn, [base], {}),
+        "more than the 4,096": (long, [base], {}),
+        "folder": (tmp_path / "folder", [base], {}),
+        "twice": (doubled, [base], {}),
+        "vocabulary of 270 tokens and": (contexts, [base, wider], {}),
+        "use numbers with commas, ": (contexts, [base], {"temperatures": ""}),
         "use numbers with commas": (contexts, [base], {"temperatures": "a"}),
         "use float32 or bfloat16": (contexts, [base], {"dtype": "half"}),
         "no prompt_token_ids and output_token_ids": (texts, [base], {}),

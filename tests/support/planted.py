@@ -45,6 +45,42 @@ def ideal(setting: Setting) -> Rule:
     return rule
 
 
+_TAIL = 0.9
+_PLATEAU = 6
+
+
+def two_types(logits: Tensor) -> Tensor:
+    """Return a base with two types of position, by the parity of the likeliest id.
+
+    - Locks have a rival: 50 and 40 %, and a long tail.
+    - Forks have a favorite of 50 %, six other tokens with 45 % together, and a long tail.
+    """
+    tail = _TAIL ** torch.arange(logits.shape[1], dtype=torch.float64)
+    lock = torch.cat([torch.tensor([5.0, 4.0]), _scaled(tail[2:], 1.0)])
+    fork = torch.cat([torch.tensor([5.0]), _scaled(tail[:_PLATEAU] ** 0.2, 4.5)])
+    fork = torch.cat([fork, _scaled(tail[len(fork) :], 0.5)])
+    is_lock = logits.argmax(1, keepdim=True) % 2 == 0
+    ranks = logits.argsort(1, descending=True).argsort(1)
+    return torch.where(is_lock, lock.log()[ranks], fork.log()[ranks]).float()
+
+
+def against_decoding(logits: Tensor) -> Tensor:
+    """Return a student of `two_types` that no decoding of the base comes near.
+
+    Its locks lose the rival. Its forks keep favorite and plateau, at temperature 2. One policy
+    that cuts the rival also cuts the plateau, at any temperature (Eq. 40).
+    """
+    base = two_types(logits)
+    is_lock = logits.argmax(1, keepdim=True) % 2 == 0
+    kept = torch.where(is_lock, 1, 1 + _PLATEAU)
+    ranks = base.argsort(1, descending=True).argsort(1)
+    return (base / 2).masked_fill(ranks >= kept, -60.0)
+
+
+def _scaled(values: Tensor, mass: float) -> Tensor:
+    return mass * values / values.sum()
+
+
 def answers(number: int = 8) -> list[Context]:
     """Return short programs as answers to as many problems, with ids of the tiny tokenizer."""
     tokenizer = tiny_tokenizer()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ssd_ray.analysis.token_kinds import KINDS
 from ssd_ray.artifacts.shards import row_group_tables
-from ssd_ray.statistics.means import MIN_PROBLEMS, ratio_interval
+from ssd_ray.statistics.means import MIN_PROBLEMS, ratio_interval, ratio_intervals
 from ssd_ray.statistics.metrics import Interval, Values
 
 TYPES = ("lock", "two", "fork")
@@ -197,10 +197,7 @@ class Sums:
         means = sums.sum(0) / sizes.sum()
         intervals: list[Interval] = []
         if pair is not None and (sizes > 0).sum() >= MIN_PROBLEMS:
-            intervals = [
-                ratio_interval(pair[0][:, column], pair[1], confidence=confidence)
-                for column in range(pair[0].shape[1])
-            ]
+            intervals = ratio_intervals(*pair, confidence=confidence)
         places = self._places()
         return ModelMeans(
             means={name: float(means[number]) for number, name in enumerate(SCALARS)},

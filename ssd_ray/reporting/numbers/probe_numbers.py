@@ -5,7 +5,7 @@ Reads the tables of a probe; `ProbeNumbers` is the contents of probe.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,13 @@ from ssd_ray.analysis.measures import RANKS, Settings
 from ssd_ray.analysis.nearest_decoding import Heads
 from ssd_ray.analysis.operator import Setting
 from ssd_ray.artifacts.shards import read_table
-from ssd_ray.reporting.numbers.probe_groups import TYPES, Group, Sums, Views
-from ssd_ray.statistics.means import jackknife_interval, ratio_interval
+from ssd_ray.reporting.numbers.probe_groups import TYPES, Curve, Group, Sums, Views
+from ssd_ray.statistics.means import (
+    MIN_PROBLEMS,
+    jackknife_interval,
+    ratio_interval,
+    ratio_intervals,
+)
 from ssd_ray.statistics.metrics import Interval, Values
 
 CONFIDENCE = 0.95
@@ -54,6 +59,13 @@ class Decoding:
     """Distance of the student to the nearest decoding of the base."""
     explained: Interval | None
     """1 - distance / change; None without a change."""
+    tokens_changed: Interval
+    """Total variation of student and base, both decoded as the student: the least share of tokens
+    drawn differently."""
+    tokens_left: Interval
+    """The same between the student and the nearest decoding of the base."""
+    tokens_explained: Interval | None
+    """1 - tokens_left / tokens_changed."""
     positions: int
 
 
@@ -76,6 +88,10 @@ class RankCurve:
     type: str
     model: str
     probabilities: tuple[float, ...]
+    intervals: Curve | None
+    """The same with intervals; None with fewer than two problems."""
+    differences: Curve | None
+    """Model minus base at the same positions; None for the base too."""
     positions: int
 
 
@@ -122,10 +138,13 @@ def numbers(
         if len(domains) > 1
     }
     table = _Table(answers)
+    types = {
+        domain: {name: _of_type(sums, name) for name in TYPES}
+        for domain, sums in {None: everything, **by_domain}.items()
+    }
     students = []
     for model, step in list(zip(models, steps, strict=True))[1:]:
-        rows = [_signals(table, model, None, everything)]
-        rows += [_signals(table, model, domain, sums) for domain, sums in by_domain.items()]
+        rows = [_signals(table, model, domain, groups) for domain, groups in types.items()]
         students.append(
             Student(
                 name=model,
@@ -184,27 +203,35 @@ class _Table:
         return sums
 
 
-def _signals(table: _Table, model: str, domain: str | None, sums: Sums) -> Signals:
+def _signals(
+    table: _Table, model: str, domain: str | None, groups: Mapping[str, Group | None]
+) -> Signals:
     rows = table.rows(model, domain)
     progress = table.by_problem(table.values("progress", rows), rows)
-    groups = {name: _of_type(sums, name) for name in TYPES}
     return Signals(
         domain=domain or "all",
         problems=len(progress),
         positions=int(table.values("positions", rows).sum()),
-        gap_closed=_jackknife(progress, lambda result: result.gap_closed),
-        temperature_reached=_jackknife(progress, lambda result: result.temperature_reached),
-        tail_removed=_jackknife(progress, lambda result: result.tail_removed),
+        gap_closed=_jackknife(progress, "gap_closed"),
+        temperature_reached=_jackknife(progress, "temperature_reached"),
+        tail_removed=_jackknife(progress, "tail_removed"),
         lock_sharpening=_difference(groups["lock"], model, "kept_mass"),
         fork_spreading=_difference(groups["fork"], model, "support_entropy"),
     )
 
 
-def _jackknife(sums: Values, signal: Callable[[signals.Progress], float | None]) -> Interval | None:
+def _jackknife(sums: Values, name: str) -> Interval | None:
+    """Return a signal of progress, by its name, with its interval."""
+
+    def signal(total: Values) -> float | None:
+        value: float | None = getattr(signals.progress(torch.from_numpy(total)), name)
+        return value
+
     return jackknife_interval(
-        lambda total: signal(signals.progress(torch.from_numpy(total))),
+        signal,
         sums,
         confidence=CONFIDENCE,
+        weights=signals.weights(torch.from_numpy(sums))[name].numpy(),
     )
 
 
@@ -224,19 +251,27 @@ def _decoding(heads: _Table, base: str, student: str, evaluation: Setting) -> De
     result = nearest_decoding.nearest(
         _heads(heads, rows), _heads(heads, heads.rows(student)), evaluation
     )
-    columns = np.stack([result.distances, result.changes, np.ones(len(rows))], axis=1)
-    distances, changes, sizes = heads.by_problem(columns, rows).T
-    # A student equal to the base has no change to explain.
-    explained = None
-    if changes.sum() > 0:
-        explained = ratio_interval(changes - distances, changes, confidence=CONFIDENCE)
+    columns = (result.distances, result.changes, result.variations, result.variations_of_change)
+    sums = heads.by_problem(np.stack([*columns, np.ones(len(rows))], axis=1), rows)
+    distances, changes, left, changed, sizes = sums.T
     return Decoding(
         setting=result.setting,
         change=ratio_interval(changes, sizes, confidence=CONFIDENCE),
         distance=ratio_interval(distances, sizes, confidence=CONFIDENCE),
-        explained=explained,
+        explained=_explained(distances, changes),
+        tokens_changed=ratio_interval(changed, sizes, confidence=CONFIDENCE),
+        tokens_left=ratio_interval(left, sizes, confidence=CONFIDENCE),
+        tokens_explained=_explained(left, changed),
         positions=len(rows),
     )
+
+
+def _explained(left: Values, change: Values) -> Interval | None:
+    """Return the share of a change that is gone; None without a change, by problem."""
+    # A student equal to the base has no change to explain, in some problems or in all.
+    if (change > 0).sum() < MIN_PROBLEMS:
+        return None
+    return ratio_interval(change - left, change, confidence=CONFIDENCE)
 
 
 def _heads(table: _Table, rows: NDArray[np.int64]) -> Heads:
@@ -249,19 +284,33 @@ def _heads(table: _Table, rows: NDArray[np.int64]) -> Heads:
 
 def _rank_curves(heads: _Table, models: Sequence[str]) -> list[RankCurve]:
     curves = []
+    base = np.exp(heads.values("head_log_probabilities", heads.rows(models[0])))
     for model in models:
+        # Positions of all models are in one order, so their rows are pairs.
         rows = heads.rows(model)
         size = heads.values("support_size", rows)
         probabilities = np.exp(heads.values("head_log_probabilities", rows))
         for number, name in enumerate(TYPES, start=1):
             chosen = np.minimum(size, 3) == number
-            if chosen.any():
-                curves.append(
-                    RankCurve(
-                        type=name,
-                        model=model,
-                        probabilities=tuple(probabilities[chosen].mean(0).tolist()),
-                        positions=int(chosen.sum()),
-                    )
+            if not chosen.any():
+                continue
+            own, pair = probabilities[chosen], (probabilities - base)[chosen]
+            curves.append(
+                RankCurve(
+                    type=name,
+                    model=model,
+                    probabilities=tuple(own.mean(0).tolist()),
+                    intervals=_curve(heads, own, rows[chosen]),
+                    differences=(None if model == models[0] else _curve(heads, pair, rows[chosen])),
+                    positions=int(chosen.sum()),
                 )
+            )
     return curves
+
+
+def _curve(heads: _Table, values: Values, rows: NDArray[np.int64]) -> Curve | None:
+    """Return the means of [rows, width] with intervals over problems."""
+    sums = heads.by_problem(np.concatenate([values, np.ones((len(rows), 1))], axis=1), rows)
+    if len(sums) < MIN_PROBLEMS:
+        return None
+    return Curve(values=tuple(ratio_intervals(sums[:, :-1], sums[:, -1], confidence=CONFIDENCE)))

@@ -73,6 +73,11 @@ def rank_plot(numbers: ProbeNumbers) -> Picture:
             axes.plot(
                 ranks, curve.probabilities, color=COLORS[number], linewidth=1.7, label=curve.model
             )
+            if curve.intervals is not None:
+                # A logarithmic axis has no place for 0 and below.
+                low = [max(each.low, 1e-12) for each in curve.intervals.values]
+                high = [each.high for each in curve.intervals.values]
+                axes.fill_between(ranks, low, high, color=COLORS[number], alpha=0.16, linewidth=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(1e-6, 1.5)
@@ -90,7 +95,7 @@ def rank_plot(numbers: ProbeNumbers) -> Picture:
         "Lines of the mean probability of the most likely tokens by rank, for each type of "
         f"position and for {', '.join(models)}.",
         "A lock is a spike with a long tail, a fork a plateau (Fig. 5 of the paper, for these "
-        "models). Types are those of the base.",
+        "models). Types are those of the base. Bands are 95 % intervals over problems.",
     )
 
 
