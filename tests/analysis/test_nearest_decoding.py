@@ -55,7 +55,7 @@ def test_a_tempered_base_is_explained_by_its_temperature(evaluation: Setting) ->
     assert _explained(result) > 0.999
 
 
-def test_an_ideal_student_drawn_from_as_it_is_is_the_decoding_of_its_samples() -> None:
+def test_an_ideal_student_is_the_decoding_of_its_samples() -> None:
     """So a truncated support alone, the same rule everywhere, is no effect beyond decoding."""
     training = Setting(temperature=T_TRAIN, top_k=20, top_p=0.8)
     result = _nearest(random_logits(300, 200), ideal(training), Setting())
