@@ -164,6 +164,8 @@ def cells(grid: Cells, words: Words) -> Drawing:
         y_low=grid.ys[0] - y_half,
         y_high=grid.ys[-1] + y_half,
     )
+    # All values are 0 if no decoding ever succeeds.
+    highest = grid.highest or 1.0
     parts = []
     for x, row in zip(grid.xs, grid.values, strict=True):
         left, width = frame.x(x - x_half), frame.x(x + x_half) - frame.x(x - x_half)
@@ -171,7 +173,7 @@ def cells(grid: Cells, words: Words) -> Drawing:
             top, bottom = frame.y(y + y_half), frame.y(y - y_half)
             parts.append(
                 f'<rect class="cell" x="{left}" y="{top}" width="{width:.1f}" '
-                f'height="{bottom - top:.1f}" fill-opacity="{value / grid.highest:.2f}"/>'
+                f'height="{bottom - top:.1f}" fill-opacity="{value / highest:.2f}"/>'
             )
     parts += _axes(frame, words, ticks(grid.xs[0], grid.xs[-1]), lines_behind=False)
     height = frame.y(grid.rule)
