@@ -110,12 +110,12 @@ def terminal(document: ForecastDocument) -> Iterator[RenderableType]:
 
 def _table(document: ForecastDocument) -> Table:
     table = Table(
-        title=f"training settings, {setting(document.train).partition(', ')[2]}",
+        title=f"Training settings with {setting(document.train).partition(', ')[2]}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    names = ("T_train", "one token", "loss at start", "floor", "KL(q || p0)", "crossing", "ill")
+    names = ("T_train", "one token", "loss at start", "floor", "KL(q‖p0)", "crossing", "unhealthy")
     for name in names:
         table.add_column(name, justify="right")
     by_temperature = {each.temperature: each for each in document.health}
@@ -127,7 +127,7 @@ def _table(document: ForecastDocument) -> Table:
             f"{cell.floor:.3f}",
             f"{cell.gap.value:.3f}",
             crossed(cell.crossing),
-            _ill(by_temperature.get(cell.temperature)),
+            _unhealthy(by_temperature.get(cell.temperature)),
         )
     return table
 
@@ -139,5 +139,5 @@ def crossed(temperature: float | None) -> str:
     return "always" if temperature == 0 else f"T{NBSP}{temperature:.2f}"
 
 
-def _ill(health: HealthAt | None) -> str:
+def _unhealthy(health: HealthAt | None) -> str:
     return "" if health is None else percent(health.share, decimals(health.answers))

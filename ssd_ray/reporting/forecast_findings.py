@@ -80,14 +80,14 @@ def _change(document: ForecastDocument) -> Finding:
     if document.conclusion.nothing_to_gain:
         what = f"Nothing to gain: {one}"
     else:
-        what = f"{one}; the samples ask for {cell.gap.value:.3f} nats a token"
+        what = f"{one}; the ideal student is {cell.gap.value:.3f} nats a token away"
     return Finding(
         where=f"What SSD can change, at {setting(document.train)}",
         what=what,
         note=(
             f"The loss starts at {cell.start:.3f} and approaches {cell.floor:.3f} nats. "
-            f"The difference is KL(q || p0), {cell.gap.low:.3f} to {cell.gap.high:.3f}: how far "
-            "the model is asked to move."
+            f"The difference is KL(q‖p0), {cell.gap.low:.3f} to {cell.gap.high:.3f}: the way from "
+            "the base to the ideal student. Positions with one token are locks."
         ),
         warns=document.conclusion.nothing_to_gain,
     )
@@ -103,8 +103,9 @@ def _settings(document: ForecastDocument, conclusion: Conclusion, suggested: flo
             where=where,
             what=f"T_train {suggested:g} only makes the model sharper",
             note=(
-                f"It asks for most, {gap}, but its ideal student is less diverse than the base at "
-                "every T_eval. A lower temperature of the base does the same without training."
+                f"Of the healthy T_train, its ideal student is farthest from the base, {gap}, but "
+                "less diverse than the base at every T_eval. A lower temperature of the base does "
+                "the same without training."
             ),
             warns=True,
         )
@@ -120,9 +121,9 @@ def _settings(document: ForecastDocument, conclusion: Conclusion, suggested: flo
         where=where,
         what=f"T_train {suggested:g}, and a sweep of T_eval from {low} {high}",
         note=(
-            f"Of the healthy T_train with a student more diverse than the base, it asks for most, "
-            f"{gap}. The student is {begin}, and more diverse than the base at the same T_eval "
-            "until the sweep ends."
+            f"Of the healthy T_train with students more diverse than the base, this one's is "
+            f"farthest from the base, {gap}. The student is {begin}, and more diverse than the "
+            "base at the same T_eval until the sweep ends."
         ),
     )
 
@@ -132,20 +133,24 @@ def _decoding_alone(document: ForecastDocument) -> Finding:
     base = decoded_at(document.outlook.base, conclusion.best_base)
     student = decoded_at(own_cell(document).student, document.evaluate)
     what = (
-        f"The base at {setting(base)} leaves {base.survivors:.2f} tokens a position and "
-        f"{base.entropy:.3f} nats; the ideal student at {setting(student)}, "
-        f"{student.survivors:.2f} and {student.entropy:.3f}"
+        f"The base chooses among {base.survivors:.2f} tokens a position, the ideal student among "
+        f"{student.survivors:.2f}"
+    )
+    decodings = (
+        f"The base at {setting(base)} has an entropy of {base.entropy:.3f} nats, the student at "
+        f"{setting(student)} one of {student.entropy:.3f}."
     )
     note = (
-        "Too few answers count under other decodings to rank them: this is the recipe's baseline."
+        "Too few answers count under other decodings to rank them, so the base has the recipe's "
+        "decoding."
     )
     if conclusion.ranked and base.prediction is not None:
         share = base.prediction.success
         note = (
-            f"It is the base's best decoding here, with a predicted success of "
+            f"This is the base's best decoding here, with a predicted success of "
             f"{percent(share.value)} ({interval(share)}) on these prompts."
         )
-    return Finding(where="What decoding alone gives", what=what, note=note)
+    return Finding(where="What decoding alone gives", what=what, note=f"{decodings} {note}")
 
 
 def _accepted(document: ForecastDocument) -> Finding:
@@ -160,12 +165,15 @@ def _accepted(document: ForecastDocument) -> Finding:
         )
         if group is not None
     ]
+    reading = "A student that keeps more of the accepted ones leans the right way."
+    if seen.accepted in (0, seen.answers):
+        reading = "Without both kinds, nothing shows which way the student leans."
     return Finding(
         where="Accepted and rejected answers under the ideal student",
         what="It keeps " + " and ".join(kept),
         note=(
             f"{seen.accepted} of {counted(seen.answers, 'answer')} drawn at T 1 passed their "
-            "tests. A student that keeps more of the accepted ones leans the right way."
+            f"tests. {reading}"
         ),
         warns=seen.accepted == 0,
     )
@@ -222,7 +230,8 @@ def _cost(cost: Cost | None, reason: str) -> Finding:
     where = "What the training costs"
     if cost is None:
         return Finding(where=where, what="No plan", note=reason)
-    workers = f"{counted(cost.workers, f'{cost.device} worker')}"
+    device = {"cuda": "GPU"}.get(cost.device, cost.device.upper())
+    workers = counted(cost.workers, f"{device} worker")
     if cost.refusal:
         fits = f"the smallest that fits has {cost.smallest}" if cost.smallest else "none fits"
         return Finding(
@@ -260,9 +269,9 @@ def limits(document: ForecastDocument) -> Iterator[tuple[str, str]]:
         most = max(ranked)
         yield (
             "Success under another decoding",
-            f"It is weighted by pi(y) / p0(y). Of {counted(seen.answers, 'answer')}, up to "
-            f"{most:.0f} count for a decoding of the base, and fewer the farther it is from T 1. "
-            "With fewer than 10 nothing is ranked.",
+            "Each answer is weighted by its likelihood under the decoding, relative to T 1. Of "
+            f"{counted(seen.answers, 'answer')}, up to {most:.0f} count for a decoding of the "
+            "base, and fewer the farther it is from T 1. With fewer than 10 nothing is ranked.",
         )
     else:
         yield (

@@ -14,7 +14,7 @@ from ssd_ray.config import Recipe
 from ssd_ray.reporting.forecast_findings import own_cell, setting
 from ssd_ray.reporting.numbers.forecast import WITHIN_RUN, ForecastDocument, is_at, read_forecast
 from ssd_ray.reporting.numbers.scores import Scores
-from ssd_ray.reporting.words import decimals, number, percent
+from ssd_ray.reporting.words import NOT_RECORDED, decimals, percent, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,15 @@ def _rows(document: ForecastDocument, numbers: Scores) -> Iterator[Compared]:
         yield _compared("Loss at the start (nats a token)", cell.start, starts[0])
         yield _compared("Floor of the loss", cell.floor, floors[0])
         gap = None if starts[0] is None or floors[0] is None else starts[0] - floors[0]
-        yield _compared("KL(q‖p0): how far the model is asked to move", cell.gap.value, gap)
-        yield _compared(
-            "Loss at the end; the ideal student is at the floor", cell.floor, starts[-1]
-        )
+        yield _compared("KL(q‖p0): the way to the ideal student", cell.gap.value, gap)
+        yield _compared("Loss at the end (ideal: the floor)", cell.floor, starts[-1])
         if held.gap_closed is not None:
             closed = held.gap_closed[-1]
-            yield Compared(name="Gap closed", forecast=percent(1.0, 0), outcome=percent(closed, 0))
+            yield Compared(
+                name="Gap closed (ideal: all of it)",
+                forecast=percent(1.0, 0),
+                outcome=percent(closed, 0),
+            )
     drawn = next(
         (each for each in document.health if each.temperature == document.train.temperature), None
     )
@@ -81,4 +83,5 @@ def _rows(document: ForecastDocument, numbers: Scores) -> Iterator[Compared]:
 
 
 def _compared(name: str, forecast: float, outcome: float | None) -> Compared:
-    return Compared(name=name, forecast=number(forecast), outcome=number(outcome))
+    reached = NOT_RECORDED if outcome is None else rounded(outcome, 3)
+    return Compared(name=name, forecast=rounded(forecast, 3), outcome=reached)

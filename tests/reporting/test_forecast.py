@@ -129,7 +129,7 @@ def test_settings_with_unhealthy_samples_are_not_suggested() -> None:
     assert healthy_temperatures(HEALTH) == (0.8, 1.5)
     result = conclude(_outlook(SHARPER, SPREADING, HOT), HEALTH, TRAIN, BASELINE)
     assert result.healthy == (0.8, 1.5)
-    # The sharper one asks for more, but its student never is more diverse than the base.
+    # The sharper one is farther away, but its student never is more diverse than the base.
     assert result.suggested == 1.5
     assert result.matched is None
     assert result.crossing == pytest.approx(1.25)
@@ -148,6 +148,12 @@ def test_a_student_that_is_only_sharper_is_called_so() -> None:
     result = conclude(seen, HEALTH, TRAIN, BASELINE)
     assert (result.suggested, result.crossing) == (0.8, 0.0)
     assert "only makes the model sharper" in _said(seen)
+
+
+@pytest.mark.parametrize(("accepted", "leans"), [(0, False), (48, True), (96, False)])
+def test_answers_of_one_verdict_show_no_direction(accepted: int, leans: bool) -> None:
+    text = _said(_outlook(SHARPER, SPREADING, accepted=accepted))
+    assert ("leans the right way" in text, "Without both kinds" in text) == (leans, not leans)
 
 
 def test_locks_everywhere_leave_nothing_to_gain() -> None:
@@ -174,9 +180,9 @@ def test_decodings_are_ranked_only_by_answers_that_count() -> None:
 
 def test_cost_and_limits_are_stated() -> None:
     document = _document(_outlook(SHARPER, SPREADING))
-    assert "2\u00a0h 0\u00a0min on 8 cuda workers, about 40 USD" in _said(document.outlook)
+    assert "2\u00a0h 0\u00a0min on 8 GPU workers, about 40 USD" in _said(document.outlook)
     refused = replace(document, cost=replace(document.cost, refusal="too little memory"))
-    assert any("does not fit 8 cuda workers" in each.what for each in findings(refused))
+    assert any("does not fit 8 GPU workers" in each.what for each in findings(refused))
     unknown = replace(document, cost=None, no_cost="the architecture is unknown")
     assert any(each.note == "the architecture is unknown" for each in findings(unknown))
     assert {name for name, _ in limits(document)} >= {"Training is not ideal", "Other paths"}
