@@ -18,6 +18,9 @@ from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import NBSP, percent, points, rounded
 from ssd_ray.statistics.metrics import Interval
 
+UNDEFINED = "undefined"
+"""Text of a number that theory or the positions leave undefined."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
@@ -59,7 +62,7 @@ def setting_text(setting: Setting) -> str:
 def interval_text(value: Interval | None, unit: str = "") -> str:
     """Format an interval as `percent`, `points`, a `small` number, or as it is."""
     if value is None:
-        return "undefined"
+        return UNDEFINED
     if unit == "percent":
         middle = percent(value.estimate)
         low, high = rounded(100 * value.low, 1), rounded(100 * value.high, 1)
@@ -132,13 +135,13 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
     training = numbers.settings.training.temperature
     yield Headline(
         where="Lock sharpening",
-        value=f"{interval_text(signals.lock_sharpening, 'points')} points",
+        value=_with_unit(interval_text(signals.lock_sharpening, "points"), "points"),
         note="Rise of the probability of the base's only surviving token.",
         tone="lock",
     )
     yield Headline(
         where="Fork spreading",
-        value=f"{interval_text(signals.fork_spreading)} nats",
+        value=_with_unit(interval_text(signals.fork_spreading), "nats"),
         note="Rise of the entropy among the surviving tokens of the base.",
         tone="fork",
     )
@@ -157,13 +160,18 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
     decoding = student.decoding
     yield Headline(
         where="Decoding alone would explain",
-        value=f"{interval_text(decoding.explained, 'percent')} of the change",
+        value=_with_unit(interval_text(decoding.explained, "percent"), "of the change"),
         note=f"The nearest decoding of the base is {setting_text(decoding.setting)}, to the "
         f"student at {setting_text(numbers.settings.evaluation)}. It draws "
         f"{interval_text(decoding.tokens_left, 'percent')} of the tokens differently, the base at "
         f"that setting {interval_text(decoding.tokens_changed, 'percent')}.",
         tone="plain",
     )
+
+
+def _with_unit(text: str, unit: str) -> str:
+    """Add a unit to a value, if it has one."""
+    return text if text == UNDEFINED else f"{text} {unit}"
 
 
 def _means(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:

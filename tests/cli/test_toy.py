@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,11 +19,8 @@ from hypothesis import strategies as st
 from ssd_ray.analysis.toy import ToySettings
 from ssd_ray.analysis.toy_study import study
 from ssd_ray.reporting import toy as reporting
+from tests.support.browser import BROWSER, assert_fits
 from tests.support.commands import exit_status
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def _toy(*arguments: str | Path) -> int:
@@ -242,7 +238,7 @@ def test_charts_stay_in_their_frames_and_have_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+@pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH")
 def test_a_browser_shows_the_page_without_complaints(tmp_path: Path) -> None:
     assert _toy("--out", tmp_path) == 0
     command = [
@@ -255,3 +251,11 @@ def test_a_browser_shows_the_page_without_complaints(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("<svg") == 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_overflows_at(width: int, tmp_path: Path) -> None:
+    assert _toy("--out", tmp_path) == 0
+    assert_fits(tmp_path / "toy.html", width, tmp_path, images=0)

@@ -23,11 +23,8 @@ from ssd_ray.reporting.forecast import forecast_page, terminal
 from ssd_ray.reporting.forecast_findings import findings, setting
 from ssd_ray.reporting.numbers.forecast import ForecastDocument, read_forecast
 from ssd_ray.schema import Completion, Problem, Prompt
+from tests.support.browser import BROWSER, assert_fits
 from tests.support.played import CHOICES, Played
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def _run(out: Path, *chosen: str, answers: int = 12) -> Run:
@@ -198,7 +195,7 @@ def test_a_damaged_forecast_is_refused(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+@pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH")
 def test_a_browser_shows_the_page_without_complaints(made: Path, tmp_path: Path) -> None:
     command = [
         str(BROWSER),
@@ -210,6 +207,13 @@ def test_a_browser_shows_the_page_without_complaints(made: Path, tmp_path: Path)
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("<section") == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_overflows_at(width: int, made: Path, tmp_path: Path) -> None:
+    assert_fits(made / "forecast" / "forecast.html", width, tmp_path, images=2)
 
 
 def test_the_report_shows_the_forecast_next_to_the_outcome(

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.browser import BROWSER, FLAGS, assert_fits
 from tests.support.commands import exit_status
 from tests.support.planted import answers, write_answers
 from tests.support.tiny import tiny_model
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--virtual-time-budget=3000",
-    "--enable-logging=stderr",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,18 +19,30 @@ pytestmark = [
 ]
 
 
-def test_the_page_renders_with_its_layers_and_panels(tmp_path: Path) -> None:
-    models = [tiny_model(tmp_path / f"model{seed}", seed=seed) for seed in (0, 1)]
-    contexts = write_answers(tmp_path / "answers.jsonl", answers())
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two models."""
+    folder = tmp_path_factory.mktemp("probe")
+    models = [tiny_model(folder / f"model{seed}", seed=seed) for seed in (0, 1)]
+    contexts = write_answers(folder / "answers.jsonl", answers())
+    out = folder / "out"
     assert exit_status("probe", *models, "--contexts", contexts, "--out", out, "--quiet") == 0
+    return out / "probe.html"
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_pictures_load_and_nothing_overflows_at(width: int, page: Path, tmp_path: Path) -> None:
+    assert_fits(page, width, tmp_path, images=6)
+
+
+def test_the_page_renders_with_its_layers_and_panels(page: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             BROWSER,
             *FLAGS,
             f"--user-data-dir={tmp_path / 'profile'}",
             "--dump-dom",
-            (out / "probe.html").as_uri(),
+            page.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -52,9 +50,9 @@ def test_the_page_renders_with_its_layers_and_panels(tmp_path: Path) -> None:
         check=True,
     )
     assert "CONSOLE" not in done.stderr
-    page = done.stdout
-    assert len(re.findall(r'type="radio" name="layer"', page)) == 2
+    dom = done.stdout
+    assert len(re.findall(r'type="radio" name="layer"', dom)) == 2
     tokens = sum(context.num_positions for context in answers()[:6])
-    assert page.count('class="tip"') == tokens
-    assert page.count('class="row') == tokens * 2 * 6
-    assert page.count("<img ") == 6
+    assert dom.count('class="tip"') == tokens
+    assert dom.count('class="row') == tokens * 2 * 6
+    assert dom.count("<img ") == 6
