@@ -14,9 +14,11 @@ import psutil
 
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress
+from tests.support.processes import command_of
 
 ROOT = Path(__file__).parents[2]
-STEPS = 40
+STEPS, EVERY, EXPORTED = 24, 6, 12
+"""All steps, those between two resume states, and the one exported before the last."""
 TRAIN = {
     "steps": STEPS,
     "global_batch_size": 8,
@@ -26,9 +28,9 @@ TRAIN = {
     "warmup_steps": 5,
     "max_grad_norm": 0.5,
     "dtype": "float32",
-    "checkpoint_every": 10,
+    "checkpoint_every": EVERY,
     "resume_states": 1,
-    "export_every": 20,
+    "export_every": EXPORTED,
     "gradient_checkpointing": False,
     "loss_chunk_tokens": 16,
 }
@@ -92,6 +94,15 @@ def weights_of(directory: Path) -> dict[str, Any]:
     return load_file(directory / "model.safetensors")
 
 
+def save_weights(directory: Path, weights: dict[str, Any], dtype: str) -> None:
+    """Replace the weights of a model directory, and its precision."""
+    from safetensors.torch import save_file
+
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+
+
 DRIVER = """
 import signal, sys
 from pathlib import Path
@@ -101,7 +112,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
     with cluster.connected():
         places = [Path(place) for place in ({dataset!r}, {model!r}, {out!r})]
-        training_runs.train(*places, max_failures=2, local_states={local_states!r})
+        try:
+            training_runs.train(*places, max_failures=2, local_states={local_states!r})
+        finally:
+            if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+                print("SIGTERM is a Ctrl-C", file=sys.stderr)
 """
 
 
@@ -138,6 +153,8 @@ def training_workers(out: Path) -> list[psutil.Process]:
     """Return the training processes whose output goes to the run's logs."""
     workers = []
     for process in psutil.process_iter():
+        if "RayTrainWorker" not in command_of(process):
+            continue
         try:
             if any(
                 "-logs/train-worker-" in file.path and file.path.startswith(str(out))
@@ -150,9 +167,9 @@ def training_workers(out: Path) -> list[psutil.Process]:
 
 
 ELASTIC = """
-import threading, time
+import contextlib, threading, time
 from pathlib import Path
-import ray
+import psutil, ray
 from ray.cluster_utils import Cluster
 from tests.support import training_runs
 from ssd_ray.config import ClusterConfig, TrainConfig
@@ -162,11 +179,15 @@ from ssd_ray.training.trainer import train
 def train_and_lose_a_node(out, notice):
     doomed = nodes.add_node(num_cpus=1)
     def take_away():
-        while len(training_runs.log_lines(out)) < 14:
+        while len(training_runs.log_lines(out)) < training_runs.EVERY + 2:
             time.sleep(0.02)
+        held = training_runs.training_workers(out)[0]
+        held.suspend()  # so many small steps would end too soon
         if notice:
-            training_runs.drain(nodes.address, doomed.node_id, out)
+            training_runs.drain(nodes.address, doomed.node_id, held, out)
         nodes.remove_node(doomed, allow_graceful=False)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            held.resume()
     threading.Thread(target=take_away, daemon=True).start()
     choices = ClusterConfig(
         device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3
@@ -196,13 +217,14 @@ if __name__ == "__main__":
 """
 
 
-def drain(address: str, node: str, out: Path) -> None:
-    """Announce a node's end, as a spot machine does, and wait for the saved state."""
+def drain(address: str, node: str, held: psutil.Process, out: Path) -> None:
+    """Announce a node's end, as a spot machine does, and wait for the saved state.
+
+    `held` is a suspended worker. It resumes once Ray Train knows of the end.
+    """
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-    held = training_workers(out)[0]
-    held.suspend()  # forty small steps would end too soon
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 60) * 1000))
     time.sleep(4)

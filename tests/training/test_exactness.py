@@ -14,6 +14,7 @@ from ssd_ray.config import TrainConfig
 from tests.support import engine_cases, vllm_cases
 from tests.support.reference_step import reference
 from tests.support.tiny import tiny_model
+from tests.support.training_runs import loss_log, save_weights, weights_of
 
 pytestmark = pytest.mark.real
 
@@ -102,6 +103,15 @@ TWO = {
 }
 
 
+IN_HALF = {
+    "steps": 12,
+    "micro_batch_tokens": 80,
+    "learning_rate": 1e-3,
+    "dtype": "bfloat16",
+    "gradient_checkpointing": True,
+}
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return engine_cases.write_examples(tmp_path_factory.mktemp("dataset"))
@@ -122,8 +132,18 @@ def _architecture(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are in bfloat16."""
+    directory = tiny_model(tmp_path_factory.mktemp("half"), "qwen3")
+    weights = weights_of(directory)
+    in_half = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    save_weights(directory, in_half, "bfloat16")
+    return directory
+
+
+@pytest.fixture(scope="module")
 def trained(
-    dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    dataset: Path, models: dict[str, Path], half: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("trained")
     groups = {
@@ -145,6 +165,7 @@ def trained(
         "hub_kernel": True,
         "unbounded": True,
     }
+    groups[2]["bfloat16"] = {"train": IN_HALF, "model": str(half)}
     engine_cases.run_groups([groups], out, dataset=str(dataset), train=TRAIN)
     return out
 
@@ -186,6 +207,17 @@ def test_one_step_equals_that_of_the_reference(
         }
         assert all(key.endswith("_proj.weight") for key in changed)
         assert len(changed) == 7 * 3
+
+
+def test_bfloat16_keeps_the_precision_of_the_base(trained: Path, half: Path) -> None:
+    out = trained / "bfloat16"
+    first, *_, last = loss_log(out)
+    assert last["loss"] < first["loss"]
+    after, before = weights_of(out), weights_of(half)
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert set(after) == set(before)
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
 
 
 @pytest.mark.parametrize("name", [name for name in [*ONE, *TWO] if "hub kernel" in name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,17 +19,19 @@ import pytest
 from ssd_ray import cluster as ray_cluster
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from tests.support.engine_cases import run_groups
 from tests.support.sample_rows import write_sequences
 from tests.support.tiny import tiny_model
 from tests.support.training_runs import (
     ELASTIC,
+    EVERY,
+    EXPORTED,
     ROOT,
     SEED,
     STEPS,
     TRAIN,
     log_lines,
     loss_log,
+    save_weights,
     start_driver,
     train,
     training_workers,
@@ -37,6 +40,7 @@ from tests.support.training_runs import (
 )
 
 pytestmark = pytest.mark.real
+HALFWAY = f"step-{EXPORTED}"
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +115,8 @@ def test_training_matches_a_bare_torch_loop(
         assert log[step]["grad_norm"] == pytest.approx(norm.item(), rel=2e-3)
         assert log[step]["learning_rate"] == learning_rate(train, step)
         assert log[step]["step"] == step + 1
-        if step + 1 in (20, STEPS):
-            exported = uninterrupted if step + 1 == STEPS else uninterrupted / "steps" / "step-20"
+        if step + 1 in (EXPORTED, STEPS):
+            exported = uninterrupted if step + 1 == STEPS else uninterrupted / "steps" / HALFWAY
             for name, value in weights_of(exported).items():
                 torch.testing.assert_close(value, bare.state_dict()[name], atol=2e-4, rtol=1e-3)
 
@@ -121,8 +125,8 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert [path.name for path in (uninterrupted / "steps").iterdir()] == ["step-20"]
-    for exported in (uninterrupted, uninterrupted / "steps" / "step-20"):
+    assert [path.name for path in (uninterrupted / "steps").iterdir()] == [HALFWAY]
+    for exported in (uninterrupted, uninterrupted / "steps" / HALFWAY):
         trained, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
@@ -155,12 +159,12 @@ def test_killed_workers_and_drivers_change_no_result(
     disk = tmp_path / "disk"
     local_states = str(disk) if place == "local disk" else None
     driver = start_driver(dataset, model, out, local_states)
-    wait_for(lambda: len(log_lines(out)) >= 14)
+    wait_for(lambda: len(log_lines(out)) >= EVERY + 2)
     training_workers(out)[0].kill()
-    wait_for(lambda: len(log_lines(out)) < 14 or (out / "resume" / "step-20").exists())
-    wait_for(lambda: len(log_lines(out)) >= 12)
+    wait_for(lambda: len(log_lines(out)) < EVERY + 2 or (out / "resume" / HALFWAY).exists())
+    wait_for(lambda: len(log_lines(out)) >= EVERY + 2)
     stopped = training_workers(out)[0]
-    wait_for(lambda: len(log_lines(out)) >= 22)
+    wait_for(lambda: len(log_lines(out)) >= EXPORTED + 2)
     # The other worker waits for this one: training cannot end before the driver is killed.
     stopped.suspend()
     os.kill(driver.pid, signal.SIGKILL)
@@ -169,13 +173,14 @@ def test_killed_workers_and_drivers_change_no_result(
     wait_for(lambda: not training_workers(out))
     assert not (out / "model.safetensors").exists()
     # The copy of the last state may have been under way.
-    complete = [[f"step-{step}"] for step in ((10, 20, 30) if local_states else (20, 30))]
+    steps = range(EVERY if local_states else EXPORTED, STEPS, EVERY)
+    complete = [[f"step-{step}"] for step in steps]
     assert [path.name for path in (out / "resume").glob("step-*")] in complete
 
     train(dataset, model, out, local_states=local_states)
     assert loss_log(out) == loss_log(uninterrupted)
     assert not list(disk.rglob("*"))
-    for exported in (".", "steps/step-20"):
+    for exported in (".", f"steps/{HALFWAY}"):
         for name, value in weights_of(out / exported).items():
             assert torch.equal(value, weights_of(uninterrupted / exported)[name]), (exported, name)
     assert disk.exists() == (local_states is not None)
@@ -184,16 +189,26 @@ def test_killed_workers_and_drivers_change_no_result(
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
-    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    import torch
-
-    out = tmp_path / "checkpoint"
+@pytest.fixture(scope="module")
+def stopped(dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of which a worker received SIGTERM, and later the run received Ctrl-C."""
+    out = tmp_path_factory.mktemp("stopped") / "checkpoint"
     driver = start_driver(dataset, model, out)
-    wait_for(lambda: len(log_lines(out)) >= 12)
+    wait_for(lambda: len(log_lines(out)) >= EVERY + 1)
+    notified, other = training_workers(out)
+    # No step ends until the worker has taken the notice, at its next health check.
+    other.suspend()
+    notified.terminate()
+    time.sleep(8)
+    assert notified.is_running()
+    other.resume()
+    wait_for(lambda: not notified.is_running() or notified.status() == psutil.STATUS_ZOMBIE)
+    saved = _saved_step(out)
+    assert saved not in (0, EVERY), "the state is that of the last step, not of the last interval"
+    wait_for(lambda: len(log_lines(out)) > saved)
     held = training_workers(out)[0]
     held.suspend()  # the other worker waits for it: training cannot end before the driver does
+    reached = len(log_lines(out))
     os.kill(driver.pid, signal.SIGINT)
     wait_for((out / "resume" / "leave").exists)
     held.resume()
@@ -201,11 +216,37 @@ def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
     assert driver.returncode != 0
     assert b"asked to stop" in stderr
     assert b"KeyboardInterrupt" in stderr
+    assert b"SIGTERM is a Ctrl-C" in stderr
     wait_for(lambda: not training_workers(out), timeout_s=60)
+    assert _saved_step(out) >= reached > saved
+    return out
+
+
+def _saved_step(out: Path) -> int:
+    """Return the step of the only resume state."""
     (state,) = (out / "resume").glob("step-*/state.json")
-    assert json.loads(state.read_text())["step"] >= 12, (
-        "the state is that of the last step, not of the last interval"
-    )
+    step: int = json.loads(state.read_text())["step"]
+    return step
+
+
+def test_sigterm_to_a_worker_and_ctrl_c_cost_no_step(
+    dataset: Path, model: Path, stopped: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = shutil.copytree(stopped, tmp_path / "checkpoint")
+    train(dataset, model, out)
+    assert loss_log(out) == loss_log(uninterrupted)
+    for name, value in weights_of(out).items():
+        assert torch.equal(value, weights_of(uninterrupted)[name]), name
+
+
+def test_one_worker_resumes_a_stopped_training_alike(
+    dataset: Path, model: Path, stopped: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = shutil.copytree(stopped, tmp_path / "checkpoint")
     facts = train(dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
     assert facts.num_workers == 1
     for ours, theirs in zip(loss_log(out), loss_log(uninterrupted), strict=True):
@@ -217,46 +258,6 @@ def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
         )
     for name, value in weights_of(out).items():
         torch.testing.assert_close(value, weights_of(uninterrupted)[name], atol=2e-4, rtol=1e-3)
-
-
-def test_sigterm_to_a_worker_or_to_the_run_costs_no_step(
-    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    import torch
-
-    out = tmp_path / "checkpoint"
-    driver = start_driver(dataset, model, out)
-    wait_for(lambda: len(log_lines(out)) >= 12)
-    notified, other = training_workers(out)
-    # No step ends until the worker has taken the notice, at its next health check.
-    other.suspend()
-    notified.terminate()
-    time.sleep(8)
-    assert notified.is_running()
-    other.resume()
-    wait_for(lambda: not notified.is_running() or notified.status() == psutil.STATUS_ZOMBIE)
-    (state,) = (out / "resume").glob("step-*/state.json")
-    saved = json.loads(state.read_text())["step"]
-    assert saved not in (0, 10)
-    wait_for(lambda: len(log_lines(out)) >= saved + 2)
-    held = training_workers(out)[0]
-    held.suspend()
-    driver.terminate()
-    wait_for((out / "resume" / "leave").exists)
-    held.resume()
-    _, stderr = driver.communicate(timeout=120)
-    assert b"KeyboardInterrupt" in stderr
-    assert b"asked to stop" in stderr
-    wait_for(lambda: not training_workers(out), timeout_s=60)
-    steps = [
-        json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")
-    ]
-    assert len(steps) == 1
-    assert steps[0] > saved
-    train(dataset, model, out)
-    assert loss_log(out) == loss_log(uninterrupted)
-    for name, value in weights_of(out).items():
-        assert torch.equal(value, weights_of(uninterrupted)[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -298,39 +299,13 @@ def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 
 
-def test_bfloat16_keeps_the_precision_of_the_base(dataset: Path, tmp_path: Path) -> None:
-    import torch
-
-    base = tiny_model(tmp_path / "base", "qwen3")
-    half = {name: value.to(torch.bfloat16) for name, value in weights_of(base).items()}
-    _save(base, half, "bfloat16")
-    changes = {"steps": 12, "dtype": "bfloat16", "gradient_checkpointing": True}
-    case = {"model": str(base), "train": changes}
-    run_groups([{2: {"out": case}}], tmp_path, dataset=str(dataset), train=TRAIN)
-    first, *_, last = loss_log(tmp_path / "out")
-    assert last["loss"] < first["loss"]
-    trained = weights_of(tmp_path / "out")
-    assert {value.dtype for value in trained.values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert set(trained) == set(half)
-    assert not torch.equal(trained["lm_head.weight"], half["lm_head.weight"])
-
-
-def _save(directory: Path, weights: dict[str, Any], dtype: str) -> None:
-    from safetensors.torch import save_file
-
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
-
-
 def test_a_mistake_found_by_a_worker_is_not_retried(
     dataset: Path, connected: None, tmp_path: Path
 ) -> None:
     base = tiny_model(tmp_path / "base", "qwen3")
     weights = weights_of(base)
     del weights["model.layers.1.mlp.up_proj.weight"]
-    _save(base, weights, "float32")
+    save_weights(base, weights, "float32")
     with pytest.raises(
         UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"
     ):
@@ -347,7 +322,7 @@ def test_too_many_crashes_end_with_the_step_to_resume_from(
     with pytest.raises(
         InfrastructureError, match=r"training stopped after 0 restarts .* resumes from step 0"
     ):
-        train(dataset, base, tmp_path / "out")
+        train(dataset, base, tmp_path / "out", workers=1)
 
 
 def test_a_non_finite_loss_stops_training_and_keeps_the_state(
