@@ -52,16 +52,17 @@ Started late, they would run alone at the end while other processes are idle.
 """
 LONG = (
     "test_renewal",
-    "test_checks_by_proxy",
-    "test_standalone",
-    "test_report_page",
-    "test_reporting",
-    "test_truncation",
-    "test_lcb_compat",
     "test_attacks",
+    "test_standalone",
+    "test_statistics",
+    "test_checks_by_proxy",
+    "test_custom_code",
+    "test_values",
     "test_sandbox",
+    "test_truncation",
+    "test_reporting",
 )
-"""The longest files without real engines."""
+"""The longest files without real engines, by their CPU time."""
 
 
 @pytest.hookimpl(wrapper=True)
