@@ -9,15 +9,16 @@
    choice follow from the seed, the case and the stage.
 4. The run is compared with the undisturbed one, and the cluster is searched for leftovers.
 
-Rows of `--out` with the same seed are kept and not measured again. The exit status is 0 if and
-only if every row reaches the bars of `misses`.
+Rows of `--out` with the same seed are kept and not measured again. A case whose command fails or
+does not end has no row: its sentence is on record instead, and a later call tries it again. The
+exit status is 0 if and only if no case failed and every row reaches the bars of `misses`.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
+import math
 import os
 import random
 import shutil
@@ -28,23 +29,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 from chaos_cases import CASES, Case, Scene, volume, wait_for_moment
 from chaos_nodes import LocalTarget, local_target
+from chaos_record import CHECKPOINT_EVERY, Failure, Record, Row, markdown, verdict
 from chaos_recovery import longest_pause_s, role_back_s, worker_seconds_lost
 from chaos_target import Command, Target
 from chaos_watch import STAGES, Stage, Watch, compare
-from machine import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 WAIT_S = 600
 RETRIES = 3
-CHECKPOINT_EVERY = 5
 SIZES = {"sampler": 2, "trainer": 1, "grader": 1}
 SLOW_MS = 1000
 RECIPE = f"""
@@ -72,56 +72,8 @@ cluster: {{device: cpu, roles: required, min_engines: 2, max_engines: 2}}
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Figures of one case in one stage."""
-
-    case: str
-    stage: str
-    seed: int
-    moment: float
-    """Share of the stage on disk at the strike."""
-    at: int
-    """Answers, steps or verdicts on disk at the strike."""
-    role_back_s: float | None
-    """None if the work ended before the role had as many workers as before."""
-    pause_s: float
-    """Longest time without more on disk, from the strike on."""
-    worker_seconds_lost: float
-    """Seconds of missing workers of the role, summed until the work ends: GPU seconds of a GPU."""
-    seconds: float
-    """From the strike to the end of the last command."""
-    commands: int
-    """Commands until the stage was complete."""
-    answers_again: int
-    answers_lost_from_disk: int
-    steps_again: int
-    verdicts_again: int
-    """Upper bound: all rows of the slices at work in lost graders."""
-    verdicts_rewritten: int
-    lost: int
-    doubled: int
-    different: int
-    equal: bool
-    left: tuple[str, ...]
-    notes: tuple[str, ...]
-    minute: float
-    date: str
-
-    def misses(self) -> list[str]:
-        """Return the bars that the row misses."""
-        case = CASES[self.case]
-        zeros = ("lost", "doubled", "different", "answers_lost_from_disk", "verdicts_rewritten")
-        missed = [f"{name} {getattr(self, name)}" for name in zeros if getattr(self, name)]
-        missed += [f"left: {each}" for each in self.left]
-        most_steps = 0 if case.notice else CHECKPOINT_EVERY
-        if self.steps_again > most_steps:
-            missed.append(f"steps again {self.steps_again}, at most {most_steps}")
-        if self.commands > 1 and not case.may_end:
-            missed.append(f"{self.commands} commands, at most 1")
-        if not self.equal:
-            missed.append("the result differs")
-        return missed
+class FailedCaseError(Exception):
+    """A case without a row; the message is the sentence for the record."""
 
 
 class Bench:
@@ -141,7 +93,9 @@ class Bench:
         if not self._recipe.exists():
             model = tiny_model(self._directory / "model", "qwen3")
             self._recipe.write_text(RECIPE.replace("MODEL", str(model)))
-        verb = "grade" if "grade" in stages else "train" if "train" in stages else "sample"
+        verb = last_of(stages)
+        if is_made(self._reference, verb):
+            return
         log = self._directory / "reference.log"
         command = self._target.start(verb, self._recipe, self._reference, log)
         status = self._wait(command)
@@ -189,13 +143,18 @@ class Bench:
             last = scene.watch.look()
             done, before = last.done, last.workers
             if done >= total:
-                sys.exit(f"{case.name}, {name}: the stage was over before the strike")
+                raise FailedCaseError("the stage was over before the strike")
             struck = time.monotonic()
             case.act(scene)
             commands = self._finish(scene, case)
             seconds = time.monotonic() - struck
+        except (RuntimeError, TimeoutError) as error:
+            raise FailedCaseError(str(error)) from error
         finally:
             scene.watch.close()
+            for command in (scene.command, *scene.others):
+                if command.poll() is None:
+                    command.kill()
         return self._row(case, name, scene, (moment, done, before, struck, seconds, commands))
 
     def _row(self, case: Case, name: str, scene: Scene, strike: tuple[Any, ...]) -> Row:
@@ -252,13 +211,13 @@ class Bench:
         while status := self._wait(command):
             sentence = f"status {status}: {command.tail()}"
             if commands > RETRIES or not case.may_end:
-                sys.exit(f"{case.name}, {scene.stage.verb}: {sentence}")
+                raise FailedCaseError(sentence)
             scene.notes.append(sentence)
             commands += 1
-            command = scene.again()
+            command = scene.command = scene.again()
         for other in scene.others:
             if status := self._wait(other):
-                sys.exit(f"{case.name}: the second command ended with {status}: {other.tail()}")
+                raise FailedCaseError(f"the second command: status {status}: {other.tail()}")
         return commands
 
     @staticmethod
@@ -272,9 +231,19 @@ class Bench:
         return status
 
 
+def last_of(stages: set[str]) -> str:
+    """Return the last of some stages in the order of a run."""
+    return next(verb for verb in reversed(STAGES) if verb in stages)
+
+
+def is_made(run: Path, verb: str) -> bool:
+    """Return True if a run directory has the complete artifacts of a verb."""
+    return all((run / each / "manifest.json").exists() for each in STAGES[verb].artifacts)
+
+
 @contextmanager
 def started(directory: Path, stages: set[str], *, slow: bool) -> Iterator[LocalTarget]:
-    """Start the cluster with the roles of stages and of those before them.
+    """Start the cluster with the roles of stages, and of those before them without a reference.
 
     Its storage below `slow/` may be slow.
     """
@@ -293,46 +262,12 @@ def started(directory: Path, stages: set[str], *, slow: bool) -> Iterator[LocalT
             "SLOW_OPERATIONS": "rename",
         }
     verbs = list(STAGES)
-    last = max(map(verbs.index, stages))
-    roles = [STAGES[verb].role for verb in verbs[: last + 1]]
-    sizes = {role: SIZES[role] for role in roles}
+    last = last_of(stages)
+    # The answers of the trained model come between `train` and `grade`.
+    needed = stages if is_made(directory / "reference", last) else verbs[: verbs.index(last) + 1]
+    sizes = {STAGES[verb].role: SIZES[STAGES[verb].role] for verb in verbs if verb in needed}
     with local_target(directory, sizes, environment) as target:
         yield target
-
-
-def markdown(rows: list[Row]) -> str:
-    """Return the rows as a table."""
-    lines = [
-        "| case | stage | at | role back, s | pause, s | worker s lost "
-        "| answers, steps, verdicts again | lost, doubled, different | equal | commands | left |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        again = f"{row.answers_again}, {row.steps_again}, {row.verdicts_again}"
-        cells = [
-            row.case,
-            row.stage,
-            f"{row.moment:.0%}",
-            _s(row.role_back_s),
-            f"{row.pause_s:.1f}",
-        ]
-        cells += [f"{row.pause_s:.1f}", f"{row.worker_seconds_lost:.0f}", again]
-        cells += [f"{row.lost}, {row.doubled}, {row.different}"]
-        cells += ["yes" if row.equal else "no", str(row.commands), str(len(row.left))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _s(seconds: float | None) -> str:
-    return "not needed" if seconds is None else f"{seconds:.1f}"
-
-
-def known_rows(path: Path | None) -> list[Row]:
-    """Return the rows of an earlier call."""
-    if path is None or not path.exists():
-        return []
-    rows = json.loads(path.read_text())["rows"]
-    return [Row(**row | {name: tuple(row[name]) for name in ("left", "notes")}) for row in rows]
 
 
 def wanted(options: argparse.Namespace, known: list[Row]) -> list[tuple[Case, str]]:
@@ -351,12 +286,12 @@ def wanted(options: argparse.Namespace, known: list[Row]) -> list[tuple[Case, st
     return sorted(pairs, key=lambda pair: pair[0].slow)
 
 
-def measure_all(directory: Path, options: argparse.Namespace) -> list[Row]:
-    """Measure the wanted cases, with a bar of progress, and write each row at once."""
+def measure_all(directory: Path, options: argparse.Namespace, record: Record) -> None:
+    """Measure the wanted cases, with a bar of progress, and record each at once."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rows = known_rows(options.out)
-    pairs = wanted(options, rows)
+    until = time.monotonic() + options.within
+    pairs = wanted(options, record.rows)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -373,20 +308,22 @@ def measure_all(directory: Path, options: argparse.Namespace) -> list[Row]:
                 bench = Bench(directory, target, options)
                 bench.prepare(stages)
                 for case, stage in part:
+                    if time.monotonic() > until:
+                        return
                     bars.update(bar, description=f"{case.name}, {stage}, seed {options.seed}")
-                    row = bench.measure(case, stage)
-                    rows.append(row)
+                    result = attempt(bench, case, stage, options.seed)
+                    record.add(result)
                     bars.advance(bar)
-                    bars.console.print(f"{case.name}, {stage}: {row.misses() or 'reached'}")
-                    write(options.out, rows)
-    return rows
+                    bars.console.print(f"{case.name}, {stage}: {verdict(result)}")
 
 
-def write(path: Path | None, rows: list[Row]) -> None:
-    """Write the rows and the machine."""
-    if path is not None:
-        record = {"rows": [asdict(row) for row in rows], "machine": machine()}
-        path.write_text(json.dumps(record, indent=1) + "\n")
+def attempt(bench: Bench, case: Case, stage: str, seed: int) -> Row | Failure:
+    """Measure a case, or return the sentence of its failure."""
+    try:
+        return bench.measure(case, stage)
+    except FailedCaseError as error:
+        date = datetime.date.today().isoformat()
+        return Failure(case=case.name, stage=stage, seed=seed, sentence=str(error), date=date)
 
 
 def main() -> None:
@@ -398,6 +335,9 @@ def main() -> None:
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of a minute")
     parser.add_argument("--keep", type=Path, help="directory for runs, to be used again")
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--within", type=float, default=math.inf, help="seconds after which no case begins"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     options = parser.parse_args()
     if options.list:
@@ -409,12 +349,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = (options.keep or Path(name)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        rows = measure_all(directory, options)
-    print(markdown(rows))
-    missed = [(row.case, row.stage, row.misses()) for row in rows if row.misses()]
-    for case, stage, misses in missed:
-        print(f"missed: {case}, {stage}: {'; '.join(misses)}")
-    sys.exit(bool(missed))
+        record = Record.read(options.out)
+        measure_all(directory, options, record)
+    print(markdown(record.rows))
+    missed = [row for row in record.rows if row.misses()]
+    for result in (*missed, *record.failures):
+        print(f"{result.case}, {result.stage}: {verdict(result)}")
+    sys.exit(bool(missed or record.failures))
 
 
 if __name__ == "__main__":

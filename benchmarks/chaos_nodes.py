@@ -87,17 +87,19 @@ class JobCommand:
     log: Path
     asked_at: float = 0.0
     """Time of the last question: each takes a request to the dashboard."""
+    status: int | None = None
 
     def poll(self) -> int | None:
         """Return 0 after success and 1 after any other end, None while it runs."""
-        if time.monotonic() - self.asked_at < _ASK_S:
-            return None
+        if self.status is not None or time.monotonic() - self.asked_at < _ASK_S:
+            return self.status
         self.asked_at = time.monotonic()
         status = self.target.jobs.get_job_status(self.job)
         if not status.is_terminal():
             return None
         self.log.write_text(self.target.jobs.get_job_logs(self.job))
-        return int(status != "SUCCEEDED")
+        self.status = int(status != "SUCCEEDED")
+        return self.status
 
     def stop(self) -> None:
         """Call `ray job stop`, which returns once the job has ended."""
@@ -289,15 +291,13 @@ class LocalTarget:
 
     def limit_memory(self, worker: psutil.Process) -> str:
         """Move the worker into a cgroup of `MEMORY_LIMIT`; without cgroups, limit its addresses."""
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = next((line.split(":", 2)[2] for line in lines if ":memory:" in line), None)
-        if own is None or not os.access(CGROUP / own.lstrip("/"), os.W_OK):
+        if not os.access(CGROUP / "cgroup.procs", os.W_OK):
             import resource
 
             size = worker.memory_info().vms
             resource.prlimit(worker.pid, resource.RLIMIT_AS, (size, size))
             return "rlimit"
-        group = CGROUP / own.lstrip("/") / f"chaos-{worker.pid}"
+        group = CGROUP / f"chaos-{worker.pid}"
         group.mkdir()
         self._limits.append(group)
         (group / "memory.limit_in_bytes").write_text(str(MEMORY_LIMIT))

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import chaos  # noqa: E402
 import chaos_cases  # noqa: E402
 import chaos_nodes  # noqa: E402
+import chaos_record  # noqa: E402
 import chaos_recovery  # noqa: E402
 import chaos_target  # noqa: E402
 import chaos_watch  # noqa: E402
@@ -190,14 +191,35 @@ ROW: dict[str, Any] = {
     ],
 )
 def test_every_zero_is_a_bar(field: str, value: object) -> None:
-    row = chaos.Row(**ROW)
+    row = chaos_record.Row(**ROW)
     assert row.misses() == []
     assert len(replace(row, **{field: value}).misses()) == 1
 
 
 def test_no_step_is_done_again_after_a_notice() -> None:
-    row = chaos.Row(**{**ROW, "case": "node-notice", "steps_again": 1})
+    row = chaos_record.Row(**{**ROW, "case": "node-notice", "steps_again": 1})
     assert row.misses() == ["steps again 1, at most 0"]
+
+
+def test_the_table_has_a_cell_for_each_column() -> None:
+    table = chaos_record.markdown([chaos_record.Row(**ROW)]).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    cells = [cell.strip() for cell in table[2].split("|")[1:-1]]
+    assert cells[2:7] == ["50%", "1.0", "1.0", "1", "4, 5, 16"]
+
+
+def test_a_row_takes_the_place_of_an_earlier_failure(tmp_path: Path) -> None:
+    record = chaos_record.Record(path=tmp_path / "figures.json")
+    failure = chaos_record.Failure(
+        case="worker-kill", stage="train", seed=0, sentence="no end", date="2026-01-01"
+    )
+    record.add(failure)
+    again = chaos_record.Record.read(record.path)
+    assert again.failures == [failure]
+    assert chaos_record.verdict(failure) == "failed: no end"
+    again.add(chaos_record.Row(**ROW))
+    last = chaos_record.Record.read(record.path)
+    assert (last.rows, last.failures) == ([chaos_record.Row(**ROW)], [])
 
 
 def test_rows_on_record_are_not_measured_again() -> None:
@@ -207,9 +229,11 @@ def test_rows_on_record_are_not_measured_again() -> None:
         ("worker-kill", "train"),
         ("volume-slow", "train"),
     ]
-    assert [case.name for case, _ in chaos.wanted(options, [chaos.Row(**ROW)])] == ["volume-slow"]
+    assert [case.name for case, _ in chaos.wanted(options, [chaos_record.Row(**ROW)])] == [
+        "volume-slow"
+    ]
     options.seed = 1
-    assert len(chaos.wanted(options, [chaos.Row(**ROW)])) == 2
+    assert len(chaos.wanted(options, [chaos_record.Row(**ROW)])) == 2
 
 
 def _samples(*looks: tuple[float, int, str]) -> list[Sample]:
