@@ -26,7 +26,8 @@ class OutsideError(UserError):
 class LastingError(OutsideError):
     """A mistake outside of the recipe that lasts until a person corrects it.
 
-    So a scheduler's next attempt would find it again: a missing secret, storage without locks.
+    So a scheduler's next attempt would find it again: a missing secret, storage without locks, a
+    damaged file to delete.
     """
 
 
@@ -35,6 +36,12 @@ class InfrastructureError(Exception):
 
     The command line ends with exit code 1, and the same command resumes the run.
     """
+
+
+def kind_of_mistake(error: UserError) -> type[UserError]:
+    """Return the class of a mistake; Ray wraps an error in a class that it derives from both."""
+    kinds = (LastingError, OutsideError)
+    return next((kind for kind in kinds if isinstance(error, kind)), UserError)
 
 
 def single_line(text: object) -> str:

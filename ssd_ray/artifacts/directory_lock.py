@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ssd_ray.artifacts.files import make_directory
-from ssd_ray.errors import UserError, system_reason
+from ssd_ray.errors import LastingError, OutsideError, UserError, system_reason
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def try_lock(out: Path) -> TextIO | None:
         # A refused command removes the directory that it made.
         if isinstance(error, FileNotFoundError) and not out.exists():
             return None
-        raise UserError(
+        raise OutsideError(
             f"cannot write {path}: {system_reason(error)}; choose another --out"
         ) from error
     try:
@@ -56,7 +56,7 @@ def try_lock(out: Path) -> TextIO | None:
         pass
     except OSError as error:
         handle.close()
-        raise UserError(
+        raise LastingError(
             f"{out} is on storage without file locks ({error.strerror}), "
             "so two runs could write it at once: choose another --out"
         ) from error

@@ -13,10 +13,11 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from ssd_ray.errors import OutsideError, UserError, one_line, system_reason
+from ssd_ray.errors import LastingError, OutsideError, one_line, system_reason
 from ssd_ray.file_kinds import kind_of, refuse_pointer
 
 Json: TypeAlias = dict[str, Any]
@@ -57,7 +58,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file atomically: absent or complete at any instant, also after a power cut.
 
     Raises:
-        UserError: the directory is not writable or the disk is full.
+        OutsideError: the directory is not writable or the disk is full.
     """
     # A random name: processes in different containers may have the same id.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -73,7 +74,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # Storage that became read-only refuses this too.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 
@@ -81,7 +84,7 @@ def check_disk(out: Path) -> None:
     """Write a probe, because an engine with a full disk cannot record its reason.
 
     Raises:
-        UserError: the disk is full or the directory is not writable.
+        OutsideError: the disk is full or the directory is not writable.
     """
     probe = out / ".probe"
     write_atomic(probe, bytes(_FILL_BYTES))
@@ -104,13 +107,13 @@ def publish_directory(temporary: Path, target: Path) -> None:
     If another process was first, its directory stays, and `temporary` stays too.
 
     Raises:
-        UserError: `target` is a file, or the storage refuses.
+        LastingError: `target` is a file, or the storage refuses.
     """
     try:
         temporary.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(
+            raise LastingError(
                 f"cannot rename {temporary} to {target}: {system_reason(error)}; "
                 f"move {target} away and run again"
             ) from error
@@ -169,7 +172,7 @@ def make_directory(path: Path) -> None:
     """Make a writable directory and its parents.
 
     Raises:
-        UserError: it cannot be made or written.
+        OutsideError: it cannot be made or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -224,18 +227,18 @@ def read_json(path: Path) -> Json:
     """Read the JSON object of a file of this package.
 
     Raises:
-        UserError: the file cannot be read or holds no JSON object.
+        LastingError: the file cannot be read or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         # A run directory in git-lfs is refused with its own remedy.
         refuse_pointer(path, "a file of this program")
-        raise UserError(
+        raise LastingError(
             f"cannot read {path}: {one_line(error)}; delete its directory and run again"
         ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; delete its directory and run again")
+        raise LastingError(f"{path} holds no JSON object; delete its directory and run again")
     return value
 
 

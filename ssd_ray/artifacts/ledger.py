@@ -26,7 +26,7 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ssd_ray.artifacts.files import names, read_complete_lines
-from ssd_ray.errors import UserError, system_reason
+from ssd_ray.errors import OutsideError, system_reason
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def append_line(path: Path, line: bytes) -> None:
     """Append one line to a file written by this process alone.
 
     Raises:
-        UserError: the disk is full or the directory cannot be written.
+        OutsideError: the disk is full or the directory cannot be written.
     """
     with _refusing(path):
         handle = open_to_append(path)
@@ -115,7 +115,7 @@ def open_to_append(path: Path) -> int:
     Its directory is made if it is missing.
 
     Raises:
-        UserError: the disk is full or the directory cannot be written.
+        OutsideError: the disk is full or the directory cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with _refusing(path):
@@ -132,7 +132,7 @@ def append_to(handle: int, path: Path, line: bytes) -> None:
     It is one system call, so a kill tears at most the last line.
 
     Raises:
-        UserError: the disk is full.
+        OutsideError: the disk is full.
     """
     with _refusing(path):
         # A short write means a full disk; the torn line is skipped by readers.
@@ -145,7 +145,7 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise OutsideError(
             f"cannot write {path}: {system_reason(error)}; make room and run again"
         ) from error
 
@@ -167,7 +167,7 @@ class Ledger:
         """Record a shard; it counts from the return on, also after a power cut.
 
         Raises:
-            UserError: the disk is full or the directory cannot be written.
+            OutsideError: the disk is full or the directory cannot be written.
         """
         handle = self._open()
         claimed = dataclasses.replace(record, artifact=self._fingerprint)

@@ -12,13 +12,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray.artifacts.files import names, write_atomic
-from ssd_ray.errors import OutsideError, UserError, one_line, system_reason
+from ssd_ray.errors import LastingError, OutsideError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.schema import Row, RowT, arrow_schema, from_table, to_table
 
@@ -42,7 +42,7 @@ def read_table(
     """Read a shard, or some of its columns.
 
     Raises:
-        UserError: the shard is damaged or has no such column.
+        LastingError: the shard is damaged or has no such column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -69,7 +69,8 @@ def read_table_of(path: Path, row_type: type[Row], *, memory_map: bool = False) 
     """Read a shard of a row type; columns with a default may be missing.
 
     Raises:
-        UserError: the shard is damaged, lacks a column without a default, or has unknown columns.
+        LastingError: the shard is damaged, lacks a column without a default, or has unknown
+            columns.
     """
     import pyarrow as pa
 
@@ -122,7 +123,7 @@ def read_row_group(path: Path, number: int, column: str) -> pa.ChunkedArray:
     """Read one column of one row group of a shard.
 
     Raises:
-        UserError: as for `read_table`.
+        LastingError: as for `read_table`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,7 +140,7 @@ def row_groups(path: Path) -> list[int]:
     """Count the rows of each row group of a shard, from its footer.
 
     Raises:
-        UserError: the footer is damaged.
+        LastingError: the footer is damaged.
     """
     import pyarrow.parquet as pq
 
@@ -152,7 +153,7 @@ def row_group_tables(path: Path, columns: Iterable[str]) -> Iterator[pa.Table]:
     """Yield some columns of a shard, a row group at a time.
 
     Raises:
-        UserError: as for `read_table`.
+        LastingError: as for `read_table`.
     """
     import pyarrow.parquet as pq
 
@@ -169,7 +170,7 @@ def column_digests(paths: Iterable[Path]) -> dict[str, str]:
     written by a version of Parquet make no difference.
 
     Raises:
-        UserError: as for `read_table`.
+        LastingError: as for `read_table`.
     """
     digests: dict[str, tuple[Any, Any]] = {}
     for path in paths:
@@ -212,7 +213,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         # A shard in git-lfs is refused with its own remedy.
         refuse_pointer(path, "a shard of this program")
-        raise UserError(
+        raise LastingError(
             f"{path} cannot be read ({one_line(error, 200)}): "
             "delete that file and run the same command again"
         ) from error
@@ -229,7 +230,7 @@ def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]
     """Write rows as one Parquet shard, which appears by rename, and return its path.
 
     Raises:
-        UserError: the directory is not writable or the disk is full.
+        OutsideError: the directory is not writable or the disk is full.
     """
     return write_table(out, name, to_table(rows, row_type))[0]
 
@@ -238,7 +239,7 @@ def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
     """Write a table in a row type's schema as one shard; return its path and the file's bytes.
 
     Raises:
-        UserError: the directory is not writable or the disk is full.
+        OutsideError: the directory is not writable or the disk is full.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -285,7 +286,9 @@ def join_shards(groups: Sequence[Sequence[Path]], target: Path) -> None:
                 writer.write_table(pa.concat_tables([read_table(path) for path in paths]))
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # Storage that became read-only refuses this too.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutsideError(
             f"cannot write {target} ({system_reason(error)}): make room and run again"
         ) from error

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ssd_ray.errors import UserError, system_reason
+from ssd_ray.errors import OutsideError, UserError, system_reason
 
 _RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _VLLM_SOCKET_BYTES = len("/") + 36
@@ -76,7 +76,7 @@ def _require_temporary_directory() -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise UserError(
+        raise OutsideError(
             "no directory for temporary files can be written "
             f"(TMPDIR={os.environ.get('TMPDIR', '')}): set TMPDIR to one that can"
         ) from error

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ssd_ray.artifacts.files import read_json, write_atomic
-from ssd_ray.errors import UserError
+from ssd_ray.errors import LastingError, UserError
 from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.reasoning import ReasoningFormat
@@ -116,13 +116,13 @@ def announced(run: Path) -> dict[str, str] | None:
     """Return the list of orders to come, None before the run has written it.
 
     Raises:
-        UserError: the file is not a list of this program.
+        LastingError: the file is not a list of this program.
     """
     if not _index(run).exists():
         return None
     orders = read_json(_index(run)).get("orders")
     if not isinstance(orders, dict):
-        raise UserError(f"{_index(run)} lists no orders: delete it and start the run again")
+        raise LastingError(f"{_index(run)} lists no orders: delete it and start the run again")
     return {str(name): str(fingerprint) for name, fingerprint in orders.items()}
 
 

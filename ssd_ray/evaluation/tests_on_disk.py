@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ssd_ray import wire
 from ssd_ray.artifacts import files
-from ssd_ray.errors import UserError
+from ssd_ray.errors import LastingError
 from ssd_ray.evaluation.judging.outcomes import UngradableError, ungradable
 from ssd_ray.evaluation.soundness import make_ready
 from ssd_ray.schema import Problem, Test
@@ -58,7 +58,7 @@ class TestStore:
         """Return the problem with its tests.
 
         Raises:
-            UserError: the tests are missing, unreadable or not those of the digest.
+            LastingError: the tests are missing, unreadable or not those of the digest.
         """
         if not problem.tests_digest:
             return problem
@@ -85,11 +85,11 @@ class TestStore:
             size = int.from_bytes(content[:8], "little")
             text = pa.Codec("zstd").decompress(content[8:], decompressed_size=size, asbytes=True)
         except (OSError, ValueError) as error:
-            raise UserError(
+            raise LastingError(
                 f"the tests of problem {problem.problem_id} cannot be read ({error}): {remedy}"
             ) from error
         if hashlib.sha256(text).hexdigest()[:32] != problem.tests_digest:
-            raise UserError(
+            raise LastingError(
                 f"the tests of problem {problem.problem_id} in {path} "
                 f"were changed since they were stored: {remedy}"
             )

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from ssd_ray.cluster import niceness
 from ssd_ray.cluster.waiting import Waiting
-from ssd_ray.errors import InfrastructureError, OutsideError, UserError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.engine_status import EngineStatus
@@ -102,8 +102,7 @@ class PoolWatch:
         self._warn_of_niceness(attempt)
         mistaken = next((status for status in attempt if status.mistake), None)
         if mistaken is not None:
-            kind = OutsideError if mistaken.outside else UserError
-            raise kind(mistaken.reason)
+            raise mistaken.kind_of_mistake(mistaken.reason)
         jobs = self._jobs()
         for suspect in sorted(self._streak.update(history)):
             stage = jobs[suspect.job].stage if suspect.job in jobs else suspect.job

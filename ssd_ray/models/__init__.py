@@ -281,7 +281,7 @@ def _convert_once(file: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     except OSError as error:
-        raise UserError(
+        raise OutsideError(
             f"cannot write the cache {target.parent}: {error.strerror}; "
             "set SSD_RAY_CACHE to another directory"
         ) from error
@@ -323,7 +323,7 @@ def _convert(file: Path, out: Path) -> None:
     try:
         model.save_pretrained(out)
     except OSError as error:
-        raise UserError(
+        raise OutsideError(
             f"cannot write the model into {out}: {error}; "
             "make room or set SSD_RAY_CACHE to another directory"
         ) from error

@@ -36,7 +36,13 @@ from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
 from ssd_ray.cluster.room import Need, check_room, training_need
 from ssd_ray.config import ClusterConfig, TrainConfig
-from ssd_ray.errors import InfrastructureError, OutsideError, UserError, first_line
+from ssd_ray.errors import (
+    InfrastructureError,
+    LastingError,
+    UserError,
+    first_line,
+    kind_of_mistake,
+)
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
 from ssd_ray.training import gang
@@ -90,12 +96,12 @@ def _first_step(job: Job) -> int:
     """Return the step of the latest resume state, 0 without one.
 
     Raises:
-        UserError: the state is of another model, or ZeRO-0 wrote it and another stage is to read
+        LastingError: the state is of another model, or ZeRO-0 wrote it and another stage is to read
             it, or the other way round.
     """
     step, state = resume.latest(job.out)
     if step and state.get("model", "") not in ("", job.model_digest):
-        raise UserError(
+        raise LastingError(
             f"{job.out / resume.RESUME} holds a state of another model than {job.model}: "
             "train that one, choose another --out, or delete that directory to train from the "
             "first step"
@@ -103,7 +109,7 @@ def _first_step(job: Job) -> int:
     if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
         directory = job.out / resume.RESUME
         before = state["zero_stage"]
-        raise UserError(
+        raise LastingError(
             f"{directory} holds a state that was written with train.zero_stage {before}, and "
             f"{job.train.zero_stage} cannot read it: "
             f"set train.zero_stage={before}, or delete that directory to train from the first step"
@@ -240,8 +246,7 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
     for cause in causes:
         if isinstance(cause, UserError):
             # Ray wraps the error in another one, whose text ends in a traceback.
-            kind = OutsideError if isinstance(cause, OutsideError) else UserError
-            return kind(str(getattr(cause, "cause", cause)))
+            return kind_of_mistake(cause)(str(getattr(cause, "cause", cause)))
     cause = causes[0] if causes else error
     # Ray Train's own message is the same for every crash; the reason is in the health check.
     reason = first_line(getattr(cause, "health_check_failure", cause))

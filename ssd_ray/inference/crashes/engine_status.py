@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from ssd_ray.errors import LastingError, OutsideError, UserError
 from ssd_ray.inference.work.jobs import JobSpan
 
 State = Literal["starting", "ready", "draining", "failed", "ended"]
@@ -68,6 +69,8 @@ class EngineStatus(Counts):
     """Progress by job."""
     drawing: tuple[JobSpan, ...] = ()
     """Spans in flight."""
+    held: tuple[JobSpan, ...] = ()
+    """Units in the hands of the process, begun or not."""
     testing: bool = False
     """True while suspects have the engine for themselves."""
     alone: str = ""
@@ -79,6 +82,8 @@ class EngineStatus(Counts):
     """True if the user has to correct the cause."""
     outside: bool = False
     """True if that cause is outside of the recipe (`OutsideError`)."""
+    lasting: bool = False
+    """True if it also lasts until a person corrects it (`LastingError`)."""
     unattributed: bool = False
     """True if something other than the prompts ended the process."""
     crashed: bool = False
@@ -88,6 +93,12 @@ class EngineStatus(Counts):
     def load_s(self) -> float:
         """Seconds from the start of the process until it could answer; 0 before that."""
         return self.ready - self.spawned if self.ready and self.spawned else 0.0
+
+    @property
+    def kind_of_mistake(self) -> type[UserError]:
+        """The class of the mistake on record."""
+        outside = OutsideError if self.outside else UserError
+        return LastingError if self.lasting else outside
 
     @property
     def suspect(self) -> Suspect | None:

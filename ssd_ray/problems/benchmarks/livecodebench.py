@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import wire
-from ssd_ray.errors import UserError
+from ssd_ray.errors import OutsideError, UserError
 from ssd_ray.problems.benchmarks.files import (
     Row,
     RowError,
@@ -292,7 +292,7 @@ def download(release: str) -> list[Path]:
     """Return the files of a release from the Hugging Face hub, or from its local cache.
 
     Raises:
-        UserError: The hub cannot be reached or refuses.
+        OutsideError: The hub cannot be reached or refuses.
     """
     from huggingface_hub import hf_hub_download
 
@@ -302,7 +302,7 @@ def download(release: str) -> list[Path]:
             for index in release_files(release)
         ]
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise OutsideError(
             f"benchmark livecodebench: {HUB} cannot be downloaded from the hub ({error}): "
             "give its files with `file`"
         ) from error

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import distributed
 
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import LastingError, one_line
 from ssd_ray.training.model.expert_parallel import MERGED, Division
 
 WEIGHTS = "weights"
@@ -73,7 +73,7 @@ def load(engine: Any, directory: Path, num_workers: int) -> None:
     Every worker calls it.
 
     Raises:
-        UserError: a shard is missing or damaged, or is of another model.
+        LastingError: a shard is missing or damaged, or is of another model.
     """
     optimizer = engine.optimizer
     rank = engine.global_rank
@@ -84,7 +84,7 @@ def load(engine: Any, directory: Path, num_workers: int) -> None:
     spans = _spans(parts)
     shards = _read_all(directory, num_workers)
     if _sizes(spans) != _sizes([shard.spans for shard in shards]):
-        raise UserError(
+        raise LastingError(
             f"{directory} holds the state of other parameters than the model's: "
             f"{_remedy(directory)}"
         )
@@ -155,15 +155,15 @@ def read(directory: Path, pattern: str) -> Any:
     """Read the first file of a resume state to match `pattern`, mapped into memory.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        LastingError: there is none, or it is damaged.
     """
     path = next(directory.glob(pattern), None)
     if path is None:
-        raise UserError(f"{directory} lacks the file {pattern}: {_remedy(directory)}")
+        raise LastingError(f"{directory} lacks the file {pattern}: {_remedy(directory)}")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(
+        raise LastingError(
             f"{path} cannot be read ({one_line(error)}): {_remedy(directory)}"
         ) from error
 
@@ -174,7 +174,7 @@ def check(engine: Any, directory: Path) -> None:
     Without the optimizer's file, DeepSpeed would silently start with fresh moments.
 
     Raises:
-        UserError: a file is missing or damaged.
+        LastingError: a file is missing or damaged.
     """
     prefix = f"*zero_pp_rank_{engine.global_rank}_mp_rank_00"
     is_stage3 = engine.zero_optimization_stage() == 3

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from torch import distributed
 
 from ssd_ray.artifacts.files import Json, replace_directory, sync, write_atomic
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import LastingError, OutsideError, one_line
 from ssd_ray.machine.storage import free_bytes
 from ssd_ray.training.model.expert_parallel import Division
 from ssd_ray.training.state import resharding
@@ -43,7 +43,7 @@ def latest(out: Path) -> tuple[int, Json]:
     A state with a bad record is passed over, as `restore` does.
 
     Raises:
-        UserError: no state has a good record.
+        LastingError: no state has a good record.
     """
     faults = []
     for step in reversed(steps(out)):
@@ -56,8 +56,8 @@ def latest(out: Path) -> tuple[int, Json]:
     return 0, {}
 
 
-def _without_state(out: Path, fault: str) -> UserError:
-    return UserError(f"{fault}: delete {out / RESUME} to train from the first step")
+def _without_state(out: Path, fault: str) -> LastingError:
+    return LastingError(f"{fault}: delete {out / RESUME} to train from the first step")
 
 
 def _read_record(directory: Path) -> tuple[Json, str]:
@@ -142,7 +142,7 @@ def write(engine: Any, directory: Path) -> None:
     """Write the files of this worker into `directory`; every worker calls it.
 
     Raises:
-        UserError: the disk is full.
+        OutsideError: the disk is full.
     """
     try:
         engine.save_checkpoint(
@@ -155,7 +155,7 @@ def write(engine: Any, directory: Path) -> None:
         # torch raises the same error for a full disk as for other failures. A retry would fail
         # again, hours later.
         if free_bytes(directory.parent) < _FULL_BYTES:
-            raise UserError(
+            raise OutsideError(
                 f"{directory.parent} is full ({one_line(error)}): make room there and run again, "
                 "and training resumes from the latest complete state"
             ) from error
@@ -225,7 +225,7 @@ def restore(engine: Any, out: Path, say: Callable[[str], None] = print) -> int:
     Every worker calls it. The step is 0 without a state. `say` gets a sentence for each bad state.
 
     Raises:
-        UserError: a file of the only state is missing or damaged.
+        LastingError: a file of the only state is missing or damaged.
     """
     step = _latest_good(engine, out, say)
     if not step:
