@@ -13,6 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil, log
 from pathlib import Path
@@ -23,7 +24,7 @@ from ssd_ray.cluster import ray_internals, ray_log, room
 from ssd_ray.cluster.ray_internals import Execution
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
 from ssd_ray.inference.work import queue
-from ssd_ray.inference.work.queue import QueuePlan, all_out, emit
+from ssd_ray.inference.work.queue import QueuePlan, all_drawn, all_out, emit
 from ssd_ray.inference.worker import EngineSpec, EngineWorker
 from ssd_ray.progress import Progress
 
@@ -67,18 +68,24 @@ def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
     return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
 
+class _AllDrawn(Exception):  # noqa: N818
+    """Every unit is on record, and an engine of a lost node still waits for another node."""
+
+
 class _Watch:
-    """A context manager that calls a function several times a second, and looks for `end`.
+    """A context manager that calls a function several times a second, and looks for marks.
 
     It has a thread of its own. Both read files, and on slow storage the scheduling loop of Ray Data
     would wait for them instead of handing out units.
     """
 
-    def __init__(self, watch: Callable[[], None], end: Path) -> None:
+    def __init__(self, watch: Callable[[], None], control: Path) -> None:
         self.error: BaseException | None = None
         self.all_out = False
+        self.all_drawn = False
         self._call = watch
-        self._end = end
+        self._all_out = all_out(control)
+        self._all_drawn = all_drawn(control)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
 
@@ -93,7 +100,8 @@ class _Watch:
         try:
             while not self._closed.wait(_WATCH_PERIOD_S):
                 self._call()
-                self.all_out = self.all_out or self._end.exists()
+                self.all_out = self.all_out or self._all_out.exists()
+                self.all_drawn = self.all_out and self._all_drawn.exists()
         # Raised in the scheduling loop, which ends the execution.
         except BaseException as error:
             self.error = error
@@ -121,6 +129,10 @@ class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
             # in the exception, would keep its devices from the next pool.
             execution.kill_actors()
             raise watch.error
+        if watch.all_drawn and _restarting(execution):
+            # Their calls would end with the next node.
+            execution.kill_actors()
+            raise _AllDrawn
         if watch.all_out:
             self._release_idle(execution)
         done = execution.num_results
@@ -143,6 +155,11 @@ class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
                 ray_internals.remove_actor(engines, "all units are handed out")
 
 
+def _restarting(execution: Execution) -> bool:
+    """Return True while an engine was lost and is not back."""
+    return any(engines.num_restarting_actors() > 0 for engines, _ in execution.actor_pools())
+
+
 def run(order: EngineSpec, pool: Pool, watch: Callable[[], None]) -> None:
     """Draw the missing positions of all jobs, until the pool is closed and all are on record.
 
@@ -158,11 +175,15 @@ def run(order: EngineSpec, pool: Pool, watch: Callable[[], None]) -> None:
     groups = pool.resources.groups
     queue.begin(order.control)
     _watches[execution_id] = _Watch(
-        watch if groups is None else _reaping(groups, watch), all_out(order.control)
+        watch if groups is None else _reaping(groups, watch), order.control
     )
     try:
         context = _context(ray.data.DataContext.get_current().copy(), execution_id, pool)
-        with _watches[execution_id], ray.data.DataContext.current(context):
+        with (
+            suppress(_AllDrawn),
+            _watches[execution_id],
+            ray.data.DataContext.current(context),
+        ):
             for _ in _drawn(order, pool).iter_batches(batch_size=None):
                 pass
     finally:

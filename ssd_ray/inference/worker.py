@@ -131,7 +131,7 @@ class EngineWorker:
         if self._leaving.is_set():
             threading.Event().wait()  # Ray repeats the call in the next process
         unit = queue.span_of(batch)
-        with self._calls.inside():
+        with self._calls.inside(), self._report.holding(unit):
             try:
                 return pa.table({"rows": [self._draw_and_write(unit)]})
             except ClosedJobError:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,7 +77,7 @@ class Engines:
             watch()
 
         # Ray Data calls the watch in a thread of its own.
-        self._monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=sleep))
+        self._monkeypatch.setattr(queue, "time", Mock(wraps=time, sleep=sleep))
         try:
             queue.begin(spec.control)
             report = Reporter(spec.control, f"actor-{self.starts}", attempt=spec.attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import itertools
@@ -9,10 +10,12 @@ import json
 import random
 import shutil
 import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -94,7 +97,7 @@ def test_at_most_a_window_of_units_is_in_flight(
             job.spec.out, Span("prompts-00000000", 4 * (len(waited) - 1), min(4 * len(waited), 10))
         )
 
-    monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=record))
+    monkeypatch.setattr(queue, "time", Mock(wraps=time, sleep=record))
     (job.spec.prompts / "manifest.json").touch()
     units = queue.paced(QueuePlan(control=control, window=2))
     assert _spans(units, 2) == [("prompts-00000000", 0, 4), ("prompts-00000000", 4, 8)]
@@ -129,7 +132,7 @@ def test_units_come_before_the_prompts_are_complete(
         (job.spec.prompts / "manifest.json").touch()
 
     units = queue.units(dataclasses.replace(job, covered={"prompts-00000000": [(0, 9)]}))
-    monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=render))
+    monkeypatch.setattr(queue, "time", Mock(wraps=time, sleep=render))
     assert next(units) == Span("prompts-00000000", 9, 10)
     assert next(units) is None
     render(0)
@@ -393,7 +396,7 @@ def test_a_slow_watch_delays_no_step(
         called.set()
         may_return.wait(20)
 
-    watch = pool._Watch(slow, tmp_path / "end")
+    watch = pool._Watch(slow, tmp_path)
     monkeypatch.setitem(pool._watches, "watch", watch)
     with watch:
         assert called.wait(20)
@@ -408,13 +411,37 @@ def test_an_error_of_the_watch_ends_the_execution(
     def mistake() -> None:
         raise UserError("the model is no good")
 
-    watch = pool._Watch(mistake, tmp_path / "end")
+    watch = pool._Watch(mistake, tmp_path)
     monkeypatch.setitem(pool._watches, "watch", watch)
     with watch:
         watch._thread.join(20)
         with pytest.raises(UserError, match="the model is no good"):
             pool._Watched().on_execution_step(None)
     assert execution.killed
+
+
+@pytest.mark.parametrize("restarting", [False, True])
+def test_an_engine_without_a_node_delays_no_end(
+    execution: _Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarting: bool
+) -> None:
+    """All units are on record, and one of them is still a call of an engine of a lost node."""
+    monkeypatch.setattr(execution, "keep_idle_actors", lambda: None, raising=False)
+    engines = Mock(
+        num_restarting_actors=lambda: int(restarting), current_size=lambda: 1, min_size=lambda: 1
+    )
+    monkeypatch.setattr(execution, "actor_pools", lambda: [(engines, 0)], raising=False)
+    monkeypatch.setattr(execution, "allow_more_actors", lambda _: None, raising=False)
+    queue.all_out(tmp_path).parent.mkdir()
+    queue.all_out(tmp_path).touch()
+    queue.all_drawn(tmp_path).touch()
+    watch = pool._Watch(lambda: None, tmp_path)
+    monkeypatch.setitem(pool._watches, "watch", watch)
+    with watch:
+        while not watch.all_drawn:
+            time.sleep(0.01)
+        with pytest.raises(pool._AllDrawn) if restarting else contextlib.nullcontext():
+            pool._Watched().on_execution_step(None)
+    assert execution.killed is restarting
 
 
 def test_nothing_is_written_for_a_closed_job(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import files
-from ssd_ray.errors import OutsideError, UserError
+from ssd_ray.errors import LastingError, OutsideError, UserError
 from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, State, total, values
 from ssd_ray.inference.work.jobs import JobSpan
 
@@ -65,6 +65,7 @@ class Reporter:
         )
         self._jobs: dict[str, Counts] = {}
         self._drawing: Counter[JobSpan] = Counter()
+        self._held: Counter[JobSpan] = Counter()
         self._lock = threading.Lock()
         # Held while the file is written, so that counting an answer never waits for storage.
         self._writing = threading.Lock()
@@ -88,6 +89,7 @@ class Reporter:
                 reason=reason,
                 mistake=mistake is not None,
                 outside=isinstance(mistake, OutsideError),
+                lasting=isinstance(mistake, LastingError),
             )
             self._changes += 1
         self._write()
@@ -134,6 +136,21 @@ class Reporter:
 
     def _of(self, job: str) -> Counts:
         return self._jobs.get(job) or Counts(first=time.time())
+
+    @contextmanager
+    def holding(self, unit: JobSpan) -> Iterator[None]:
+        """Record a unit as held for the length of a block; the next write is soon enough."""
+        self._hold(unit, 1)
+        try:
+            yield
+        finally:
+            self._hold(unit, -1)
+
+    def _hold(self, unit: JobSpan, change: int) -> None:
+        with self._lock:
+            self._held[unit] += change
+            self._status = replace(self._status, held=tuple(+self._held))
+            self._changes += 1
 
     @contextmanager
     def drawing(self, unit: JobSpan, alone: str = "", *, testing: bool = False) -> Iterator[None]:
@@ -266,7 +283,8 @@ def _status(path: Path) -> EngineStatus | None:
 
 def _parsed(path: Path) -> EngineStatus:
     record: dict[str, Any] = json.loads(path.read_text())
-    record["drawing"] = tuple(JobSpan.parse(unit) for unit in record["drawing"])
+    for name in ("drawing", "held"):
+        record[name] = tuple(JobSpan.parse(unit) for unit in record.get(name, ()))
     record["jobs"] = {job: Counts(**counts) for job, counts in record["jobs"].items()}
     return EngineStatus(**record, crashed=path.suffix == ".dead")
 

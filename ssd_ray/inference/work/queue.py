@@ -3,8 +3,9 @@
 - Runs in a Ray task next to the driver. The driver sees neither rows nor keys.
 - Units of the job opened first go out first. Where it has none, those of the next job do.
 - At most `window` units are in flight. This bounds memory, whatever the number of prompts.
+- Once all are out, units of lost nodes go out again while an engine is idle: no node may come.
 
-Reads Parquet footers, ledgers and the files of jobs.
+Reads Parquet footers, ledgers, heartbeats and the files of jobs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ssd_ray.artifacts import ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.artifacts.shards import row_groups
+from ssd_ray.inference.crashes import cluster_state, heartbeat
+from ssd_ray.inference.crashes.engine_status import EngineStatus
 from ssd_ray.inference.work import jobs
 from ssd_ray.inference.work.jobs import JobSpan, OpenJob
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _RETURNED = "returned"
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 _POLLS_A_WINDOW = 4
+_LOST_PERIOD_S = 5.0
+"""Time between two looks for units of lost nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,8 @@ class _Queue:
         self._handed_back = ledger.Tail(_returned(plan.control), _parse)
         self._closed = False
         self._all_out = False
+        self._looked_at = time.monotonic()
+        self._taken_back: set[tuple[str, JobSpan]] = set()
         # Earlier lines belong to earlier attempts.
         for _ in self._handed_back.new():
             pass
@@ -142,9 +149,25 @@ class _Queue:
         for queue in self._jobs.values():
             queue.poll()
         for unit in self._handed_back.new():
-            for queue in self._jobs.values():
-                if queue.job.spec.key == unit.job:
-                    queue.given_back(unit.span)
+            self._given_back(unit)
+        if self._all_out and time.monotonic() - self._looked_at >= _LOST_PERIOD_S:
+            self._looked_at = time.monotonic()
+            self._take_back_lost()
+
+    def _given_back(self, unit: JobSpan) -> None:
+        for queue in self._jobs.values():
+            if queue.job.spec.key == unit.job:
+                queue.given_back(unit.span)
+
+    def _take_back_lost(self) -> None:
+        """Take the units of lost nodes back, once from each of their engines."""
+        nodes = cluster_state.nodes()
+        if not nodes or not any(queue.in_flight for queue in self._jobs.values()):
+            return
+        for engine, unit in lost_units(heartbeat.read(self._plan.control), nodes):
+            if (engine, unit) not in self._taken_back:
+                self._taken_back.add((engine, unit))
+                self._given_back(unit)
 
     def mark_drained(self) -> None:
         """Mark jobs whose units are all on record."""
@@ -201,10 +224,28 @@ def paced(plan: QueuePlan) -> Iterator[JobSpan]:
             yield unit
         queue.mark_drained()
         if queue.ended:
+            all_drawn(plan.control).touch()
             return
         if unit is None:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def lost_units(
+    statuses: Iterable[EngineStatus], nodes: Collection[str]
+) -> list[tuple[str, JobSpan]]:
+    """Return engines of lost nodes, each with a unit that no other engine holds.
+
+    There are none while no engine is idle. A crashed engine on a live node starts again there, and
+    keeps its units: they may have caused the crash.
+    """
+    listed = list(statuses)
+    present = [status for status in listed if status.node in nodes and not status.crashed]
+    if not any(status.state == "ready" and not status.held for status in present):
+        return []
+    held = {unit for status in present for unit in status.held}
+    lost = [status for status in listed if status.node and status.node not in nodes]
+    return [(each.engine, unit) for each in lost for unit in each.held if unit not in held]
 
 
 def begin(control: Path) -> None:
@@ -224,6 +265,11 @@ def all_out(control: Path) -> Path:
     Once it exists, only units given back by engines are handed out.
     """
     return control / _RETURNED / "all-out"
+
+
+def all_drawn(control: Path) -> Path:
+    """Return the file marking all units of all jobs as on record."""
+    return control / _RETURNED / "all-drawn"
 
 
 def _returned(control: Path) -> Path:
