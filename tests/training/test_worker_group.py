@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 
 
-def test_training_starts_no_actor_for_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_own", [False, True])
+def test_training_starts_no_actor_without_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_own: bool
 ) -> None:
+    """An actor that frees the workers' places outlives a killed driver, on any cluster."""
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from ssd_ray.training import worker_group
     from ssd_ray.training.worker_group import SizedTrainer
+
+    monkeypatch.setattr(worker_group, "is_own", lambda: is_own)
 
     trainer = SizedTrainer(
         print,
@@ -27,4 +32,4 @@ def test_training_starts_no_actor_for_data_sets(
         {type(each).__name__ for each in kind._create_default_callbacks(trainer)}
         for kind in (SizedTrainer, TorchTrainer)
     )
-    assert rays - ours == {"DatasetsCallback"}
+    assert rays - ours == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
