@@ -160,7 +160,7 @@ def test_a_lost_node_without_another_ends_no_progress(
         min_engines=2,
         max_engines=2,
         concurrent_units=2,
-        resources=Resources(0, 0, {"num_cpus": 1}),
+        resources=Resources(1, 0, {"num_cpus": 1}),
     )
 
     def both_at_work() -> bool:
@@ -172,7 +172,7 @@ def test_a_lost_node_without_another_ends_no_progress(
             time.sleep(0.1)
         nodes[0].kill()
 
-    loss = threading.Thread(target=lose_a_node)
+    loss = threading.Thread(target=lose_a_node, daemon=True)
     loss.start()
     progress = LineProgress()
     with cluster.connected(), EnginePool(spec, size, max_failures=3, progress=progress) as engines:
