@@ -109,6 +109,7 @@ class Bench:
         """Disturb one stage and count."""
         place = self._directory / ("slow" if case.slow else "runs") / f"{case.name}-{name}"
         shutil.rmtree(place, ignore_errors=True)
+        self._target.restore()
         with volume(place) if case.volume else nullcontext():
             place.mkdir(parents=True, exist_ok=True)
             return self._measure(case, name, place / "run")
@@ -243,7 +244,7 @@ def is_made(run: Path, verb: str) -> bool:
 
 @contextmanager
 def started(directory: Path, stages: set[str], *, slow: bool) -> Iterator[LocalTarget]:
-    """Start the cluster with the roles of stages, and of those before them without a reference.
+    """Start the cluster with the roles of stages, and of those that the reference lacks.
 
     Its storage below `slow/` may be slow.
     """
@@ -262,9 +263,11 @@ def started(directory: Path, stages: set[str], *, slow: bool) -> Iterator[LocalT
             "SLOW_OPERATIONS": "rename",
         }
     verbs = list(STAGES)
-    last = last_of(stages)
-    # The answers of the trained model come between `train` and `grade`.
-    needed = stages if is_made(directory / "reference", last) else verbs[: verbs.index(last) + 1]
+    before = verbs[: verbs.index(last_of(stages)) + 1]
+    needed = {*stages, *(verb for verb in before if not is_made(directory / "reference", verb))}
+    if "grade" in needed and not is_made(directory / "reference", "grade"):
+        # Its answers.
+        needed.add("sample")
     sizes = {STAGES[verb].role: SIZES[STAGES[verb].role] for verb in verbs if verb in needed}
     with local_target(directory, sizes, environment) as target:
         yield target
@@ -291,6 +294,8 @@ def measure_all(directory: Path, options: argparse.Namespace, record: Record) ->
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     until = time.monotonic() + options.within
+    if options.played and not is_made(directory / "reference", "grade"):
+        play(directory)
     pairs = wanted(options, record.rows)
     columns = (
         TextColumn("{task.description}"),
@@ -317,6 +322,15 @@ def measure_all(directory: Path, options: argparse.Namespace, record: Record) ->
                     bars.console.print(f"{case.name}, {stage}: {verdict(result)}")
 
 
+def play(directory: Path) -> None:
+    """Make an undisturbed run with played answers, in this process."""
+    from tests.support import played_answers
+    from tests.support.tiny import tiny_model
+
+    model = tiny_model(directory / "model", "qwen3")
+    played_answers.make(directory, model, "evaluate.benchmarks=[builtin,humaneval]")
+
+
 def attempt(bench: Bench, case: Case, stage: str, seed: int) -> Row | Failure:
     """Measure a case, or return the sentence of its failure."""
     try:
@@ -334,12 +348,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of a minute")
     parser.add_argument("--keep", type=Path, help="directory for runs, to be used again")
+    parser.add_argument(
+        "--played", action="store_true", help="only grade, and answers of no engine"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--within", type=float, default=math.inf, help="seconds after which no case begins"
     )
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     options = parser.parse_args()
+    if options.played:
+        options.stages = ["grade"]
     if options.list:
         for case in CASES.values():
             print(f"{case.name:<18} {', '.join(case.stages):<22} {case.how}")

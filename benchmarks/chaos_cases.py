@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from chaos_target import Command, Target, family, send
+from chaos_target import Command, Target, family, is_at_work, send
 from chaos_watch import SLICE_ROWS, Stage, Watch, in_flight, pids_of, wait_until
 
 MAX_NUM_SEQS = 4
 """Answers that an engine of the recipe draws at a time."""
 VOLUME_BYTES = 256 << 20
+LIMIT_S = 60.0
+"""Longest time until a worker exceeds its limit of memory."""
 
 
 @dataclass
@@ -125,6 +127,7 @@ def limit_memory(scene: Scene) -> None:
     victim = scene.worker()
     scene.lose([victim])
     scene.notes.append(scene.target.limit_memory(victim))
+    wait_until(lambda: not is_at_work(victim), LIMIT_S, "a worker to exceed its limit of memory")
 
 
 @_case("driver-kill", "SIGKILL to the driver, and the same command again", may_end=True)
@@ -154,6 +157,14 @@ def kill_node(scene: Scene) -> None:
     scene.lose(scene.target.workers_at(victim))
     scene.target.kill(victim)
     scene.target.add(scene.stage.role)
+
+
+@_case("node-lost", "SIGKILL to a node, and no other comes", "sample")
+def lose_node(scene: Scene) -> None:
+    """Kill a node with a worker."""
+    victim = scene.place()
+    scene.lose(scene.target.workers_at(victim))
+    scene.target.kill(victim)
 
 
 @_case("node-notice", "half a minute of notice, then SIGKILL to a node", notice=True)

@@ -41,8 +41,8 @@ TITLES = {"sampler": "ray::MapWorker", "trainer": "RayTrainWorker", "grader": "r
 SCRIPTS = {"run": "pipeline", "sample": "sample", "train": "train", "grade": "grade"}
 """Scripts of `jobs/` by verb."""
 CGROUP = Path("/sys/fs/cgroup/memory")
-MEMORY_LIMIT = 1 << 20
-"""Bytes that a worker may still take under the limit of a cgroup."""
+MEMORY_LIMIT = 1 << 12
+"""Bytes that a worker may still take under the limit of a cgroup: one page."""
 _MARK = "SSD_RAY_CHAOS"
 _START_S = 120
 _ASK_S = 0.5
@@ -135,6 +135,7 @@ class LocalTarget:
         self, directory: Path, sizes: Mapping[str, int], environment: Mapping[str, str]
     ) -> None:
         self._directory = directory
+        self._sizes = dict(sizes)
         # Sockets have short names.
         self._temporary = tempfile.TemporaryDirectory(
             prefix="chaos", dir="/tmp", ignore_cleanup_errors=True
@@ -168,9 +169,7 @@ class LocalTarget:
         options += [f"--temp-dir={self._temporary.name}"]
         try:
             self._start("driver", 0, options)
-            for role, size in sizes.items():
-                for _ in range(size):
-                    self.add(role)
+            self.restore()
         except BaseException:
             self.close()
             raise
@@ -259,6 +258,12 @@ class LocalTarget:
     def add(self, role: str) -> None:
         """Start a node with one core."""
         self._start(role, 1, [f"--address={self.address}"])
+
+    def restore(self) -> None:
+        """Start nodes until each role has its size again."""
+        for role, size in self._sizes.items():
+            for _ in range(size - len(self.places(role))):
+                self.add(role)
 
     def cut_off(self, place: str) -> None:
         """Stop all processes of the node (SIGSTOP)."""

@@ -67,6 +67,9 @@ class Target(Protocol):
     def add(self, role: str) -> None:
         """Bring a place of a role; a cluster with an autoscaler does that by itself."""
 
+    def restore(self) -> None:
+        """Bring the places that a case took away for good."""
+
     def cut_off(self, place: str) -> None:
         """Let nothing at a place answer any more."""
 

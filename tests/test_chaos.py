@@ -59,6 +59,9 @@ class PlayedTarget:
     def add(self, role: str) -> None:
         """The driver starts a worker by itself."""
 
+    def restore(self) -> None:
+        """The only place is never lost for good."""
+
     def cut_off(self, place: str) -> None:
         self._stopped = self.workers("")
         chaos_target.send(self._stopped, signal.SIGSTOP)
