@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +192,30 @@ def test_a_damaged_file_lasts_until_it_is_deleted(
     ):
         act(tmp_path)
     assert not (tmp_path / mistakes.FILE).exists()
+
+
+def test_heartbeats_go_on_once_storage_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, refused = heartbeat._put, threading.Event()
+    rounds = []
+
+    def refuse(*_: object) -> None:
+        rounds.append(time.monotonic())
+        if len(rounds) > 1:
+            refused.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.01)
+    reporter = heartbeat.Reporter(tmp_path, "actor")
+    monkeypatch.setattr(heartbeat, "_put", refuse)
+    reporter.answered("job", 3)
+    assert refused.wait(20), "the thread ended at the first refusal"
+    monkeypatch.setattr(heartbeat, "_put", put)
+    until = time.monotonic() + 20
+    while heartbeat.read(tmp_path)[0].rows != 1:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("kind", [UserError, OutsideError, LastingError])

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,9 @@ class Reporter:
                     if tokens != counts.drawn:
                         self._jobs[job] = replace(counts, drawn=tokens)
                         self._changes += 1
-            self._write()
+            # Storage may refuse for a while: a later round writes the same news.
+            with suppress(OSError):
+                self._write()
 
     def _write(self) -> None:
         """Write the file, unless another thread wrote the same changes during the wait for it."""
