@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -335,3 +336,17 @@ def test_the_page_lists_every_case_as_it_is() -> None:
     page = (ROOT / "docs/chaos.md").read_text()
     for case in chaos_cases.CASES.values():
         assert f"| `{case.name}` | {', '.join(case.stages)} | {case.how} |" in page
+
+
+def test_the_page_shows_the_rows_on_record_and_names_the_others() -> None:
+    page = (ROOT / "docs/chaos.md").read_text()
+    record = chaos_record.Record.read(ROOT / "docs/figures/chaos.json")
+    assert chaos_record.markdown(record.rows) in page
+    measured = {(row.case, row.stage) for row in record.rows}
+    cases = chaos_cases.CASES.values()
+    others = {(case.name, stage) for case in cases for stage in case.stages} - measured
+    never_run = page.partition("**Never run:**")[2].partition("\n\nOf the")[0]
+    assert set(re.findall(r"^- `([\w-]+)` in (\w+)", never_run, re.M)) == others
+    for row in record.rows:
+        for miss in row.misses():
+            assert f"`{row.case}` in {row.stage} misses a bar: {miss}" in page.replace("\n  ", " ")
