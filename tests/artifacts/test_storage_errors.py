@@ -1,4 +1,4 @@
-"""Storage that refuses is an error from outside: a rerun tries again once it is repaired."""
+"""An error of storage comes from outside: a rerun tries again once it is repaired."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ INPUTS = {
     "problems/benchmarks/files.py",
     "recipes/__init__.py",
 }
-"""Modules that open a path of the recipe or the command line: another path is the remedy."""
+"""Modules with paths of the recipe or the command line: another path is the remedy."""
 ANSWER = Answer(output_token_ids=(3,), text="x", finish_reason="stop")
 
 
 def _plain_mistakes() -> Iterator[str]:
-    """Yield each plain `UserError` that is raised for an error of the system."""
+    """Yield each plain `UserError` raised for an error of the system."""
     for path in sorted((TOP / "ssd_ray").rglob("*.py")):
         name = path.relative_to(TOP / "ssd_ray").as_posix()
         for handler in ast.walk(ast.parse(path.read_text())):
@@ -109,7 +109,7 @@ def _join_on_read_only_storage(place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
         patch.setattr(Path, "unlink", refuse)
-        shards.join_shards([part], place / "all.parquet")
+        shards.join_shards([[part]], place / "all.parquet")
 
 
 def _lock_without_room(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Units of a lost node go to an idle engine, so that a run needs no other node."""
+"""Units of a lost node go to an idle engine, and a run needs no other node."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 def test_training_starts_no_actor_without_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_own: bool
 ) -> None:
-    """An actor that frees the workers' places outlives a killed driver, on any cluster."""
+    """An actor for the cleanup of workers' places outlives a killed driver, on any cluster."""
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
