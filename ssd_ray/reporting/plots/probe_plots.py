@@ -107,7 +107,8 @@ def mass_plot(numbers: ProbeNumbers) -> Picture:
     figure, axes = canvas(2.9)
     group = numbers.views.everything
     for number, model in enumerate(_shown(numbers)):
-        outside = [max(1 - mass, 1e-9) for mass in group.models[model].curves["rank_mass"]]
+        means = group.models[model]
+        outside = [max(1 - mass, 1e-9) for mass in means.curves["rank_mass"]]
         axes.plot(
             numbers.ranks,
             outside,
@@ -117,6 +118,15 @@ def mass_plot(numbers: ProbeNumbers) -> Picture:
             linewidth=1.5,
             label=model,
         )
+        if "rank_mass" in means.curve_differences:
+            # The interval is that of the paired difference to the base's line.
+            base = group.models[numbers.base].curves["rank_mass"]
+            band = list(zip(base, means.curve_differences["rank_mass"].values, strict=True))
+            least = [max(1 - start - each.high, 1e-9) for start, each in band]
+            most = [max(1 - start - each.low, 1e-9) for start, each in band]
+            axes.fill_between(
+                numbers.ranks, least, most, color=COLORS[number], alpha=0.16, linewidth=0
+            )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
@@ -129,7 +139,8 @@ def mass_plot(numbers: ProbeNumbers) -> Picture:
         "mass",
         figure,
         f"Lines of the mean mass beyond a rank for {', '.join(_shown(numbers))}.",
-        "Mean mass of all tokens after a rank, over all positions (Fig. 6a of the paper).",
+        "Mean mass of all tokens after a rank, over all positions (Fig. 6a of the paper). "
+        "Bands are 95 % intervals of the difference to the base.",
     )
 
 
