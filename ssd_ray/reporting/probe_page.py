@@ -15,7 +15,7 @@ from ssd_ray.reporting.numbers.probe_numbers import ProbeNumbers, Student
 from ssd_ray.reporting.plots.probe_plots import TYPE_WORDS, probe_pictures
 from ssd_ray.reporting.probe_programs import Program
 from ssd_ray.reporting.templates.environment import environment
-from ssd_ray.reporting.words import NBSP, percent, points, rounded
+from ssd_ray.reporting.words import MINUS, NBSP, percent, points, rounded
 from ssd_ray.statistics.metrics import Interval
 
 UNDEFINED = "undefined"
@@ -100,13 +100,13 @@ def summary(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:
     )
     yield "fork spreading (nats)", [interval_text(each.fork_spreading) for each in first]
     yield "nearest decoding of the base", [setting_text(each.setting) for each in decodings]
-    yield "explained by it", [interval_text(each.explained, "percent") for each in decodings]
+    yield "change explained by it", [interval_text(each.explained, "percent") for each in decodings]
     yield (
-        "tokens changed",
+        "tokens changed by training",
         [interval_text(each.tokens_changed, "percent") for each in decodings],
     )
     yield (
-        "tokens left by it",
+        "tokens it leaves different",
         [interval_text(each.tokens_left, "percent") for each in decodings],
     )
 
@@ -163,8 +163,8 @@ def _changes(numbers: ProbeNumbers, student: Student) -> Iterator[Headline]:
         value=_with_unit(interval_text(decoding.explained, "percent"), "of the change"),
         note=f"The nearest decoding of the base is {setting_text(decoding.setting)}, to the "
         f"student at {setting_text(numbers.settings.evaluation)}. It draws "
-        f"{interval_text(decoding.tokens_left, 'percent')} of the tokens differently, the base at "
-        f"that setting {interval_text(decoding.tokens_changed, 'percent')}.",
+        f"{interval_text(decoding.tokens_left, 'percent')} of the tokens differently; the base at "
+        f"the student's decoding, {interval_text(decoding.tokens_changed, 'percent')}.",
         tone="plain",
     )
 
@@ -193,7 +193,7 @@ def _means(numbers: ProbeNumbers) -> Iterator[tuple[str, list[str]]]:
         yield (
             label,
             [
-                rounded(numbers.views.everything.models[model].means[name], 4)
+                rounded(numbers.views.everything.models[model].means[name], 4).replace("-", MINUS)
                 for model in numbers.models
             ],
         )

@@ -33,7 +33,8 @@ def strata_plot(numbers: ProbeNumbers) -> Picture | None:
         if change is not None:
             _interval(axes, y, change.values[place], COLORS[1])
     axes.axvline(0, color=INK, linewidth=1.0)
-    axes.set_yticks(range(len(groups)), [f"{group.name} %" for group in groups])
+    names = [f"{group.name} %".replace("and more %", "% and more") for group in groups]
+    axes.set_yticks(range(len(groups)), names)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlabel(f"change of the entropy after truncation at T {temperatures[place]:g} (nats)")
     axes.set_ylabel("mass of the base's top 20")
