@@ -337,7 +337,8 @@ def attempt(bench: Bench, case: Case, stage: str, seed: int) -> Row | Failure:
         return bench.measure(case, stage)
     except FailedCaseError as error:
         date = datetime.date.today().isoformat()
-        return Failure(case=case.name, stage=stage, seed=seed, sentence=str(error), date=date)
+        sentence = str(error).splitlines()[0]
+        return Failure(case=case.name, stage=stage, seed=seed, sentence=sentence, date=date)
 
 
 def main() -> None:

@@ -268,15 +268,15 @@ def volume(directory: Path) -> Iterator[Path]:
 
 
 def wait_for_moment(scene: Scene, goal: int, timeout_s: float) -> None:
-    """Wait until a run has `goal` units on disk, and a worker at each place.
+    """Wait until a run has `goal` units on disk, and a worker.
 
     Raises:
         RuntimeError: the command ended first.
     """
 
     def has_come() -> bool:
-        places = scene.target.places(scene.stage.role)
-        if scene.watch.done >= goal and len(scene.watch.workers) >= len(places):
+        # On a busy machine, one engine may be done before another has loaded its model.
+        if scene.watch.done >= goal and scene.watch.workers:
             return True
         if scene.command.poll() is not None:
             raise RuntimeError(f"the command ended before the moment: {scene.command.tail()}")

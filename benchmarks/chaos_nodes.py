@@ -218,6 +218,7 @@ class LocalTarget:
         until = time.monotonic() + _START_S
         while "Ray runtime started" not in log.read_text():
             if process.poll() is not None or time.monotonic() > until:
+                self.kill(name)
                 raise RuntimeError(f"node {name} did not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
 
@@ -240,10 +241,8 @@ class LocalTarget:
 
     def notice(self, place: str, seconds: float) -> None:
         """Drain the node, as at the notice of a cloud."""
-        from ray.util.state import list_nodes
-
-        nodes = list_nodes(self.dashboard, filters=[("node_name", "=", place)])
-        command = ["drain-node", f"--address={self.address}", f"--node-id={nodes[0].node_id}"]
+        (node,) = self._live_nodes(place)
+        command = ["drain-node", f"--address={self.address}", f"--node-id={node}"]
         command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=chaos"]
         self.ray(*command, f"--deadline-remaining-seconds={round(seconds)}")
 
@@ -256,8 +255,12 @@ class LocalTarget:
         node.process.wait()
 
     def add(self, role: str) -> None:
-        """Start a node with one core."""
-        self._start(role, 1, [f"--address={self.address}"])
+        """Start a node with one core; on a busy machine, the first start may miss Ray's 30 s."""
+        options = [f"--address={self.address}"]
+        try:
+            self._start(role, 1, options)
+        except RuntimeError:
+            self._start(role, 1, options)
 
     def restore(self) -> None:
         """Start nodes until each role has its size again."""
@@ -283,16 +286,18 @@ class LocalTarget:
                 self.kill(place)
                 self.add(node.role)
                 return
-            if self._is_alive(place):
+            if self._live_nodes(place):
                 return
             time.sleep(0.5)
         raise RuntimeError(f"{place} neither came back nor ended")
 
-    def _is_alive(self, place: str) -> bool:
+    def _live_nodes(self, place: str) -> list[str]:
+        """Return the ids of the live nodes with the name of a place."""
         from ray.util.state import list_nodes
 
-        filters = [("node_name", "=", place), ("state", "=", "ALIVE")]
-        return bool(list_nodes(self.dashboard, filters=filters))
+        # With a filter by name, Ray takes the nodes left out for truncated ones.
+        nodes = list_nodes(self.dashboard)
+        return [each.node_id for each in nodes if (each.node_name, each.state) == (place, "ALIVE")]
 
     def limit_memory(self, worker: psutil.Process) -> str:
         """Move the worker into a cgroup of `MEMORY_LIMIT`; without cgroups, limit its addresses."""
