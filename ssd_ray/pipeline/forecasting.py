@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ssd_ray import config
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.facts import ForecastFacts
+from ssd_ray.artifacts.problem_facts import PromptFacts
 from ssd_ray.config import Recipe, SampleConfig, arms
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
@@ -71,7 +72,7 @@ def forecast_steps(recipe: Recipe) -> list[Step]:
     overlaps: tuple[Step, ...] = ()
     if recipe.prompts.contamination == "drop":
         overlaps = (Benchmark(name="benchmark", recipe=recipe),)
-    prompts = Prompts(name="prompts", recipe=recipe, inputs=overlaps, model=model)
+    prompts = _ForecastPrompts(name="prompts", recipe=recipe, inputs=overlaps, model=model)
     steps += [*overlaps, prompts]
 
     def samples(name: str, sample: SampleConfig) -> Samples:
@@ -119,6 +120,20 @@ def _at(temperature: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class _ForecastPrompts(Prompts):
+    """Prompts, refused before engines start if there are too few."""
+
+    def make(self, out: Path, context: RunContext) -> PromptFacts:
+        facts = super().make(out, context)
+        if facts.rows < 2:
+            raise UserError(
+                f"prompts.source {self.recipe.prompts.source} gives {facts.rows} prompt, and an "
+                "interval over problems needs 2: add problems"
+            )
+        return facts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Forecast(Step):
     """The page of a forecast and forecast.json."""
 
@@ -138,9 +153,17 @@ class Forecast(Step):
         return "forecast.html and forecast.json"
 
     def check(self, context: RunContext) -> None:
+        from ssd_ray.analysis.operator import GREEDY
+
         limit = self.recipe.prompts.limit
         if limit == 1:
             raise UserError(f"prompts.limit {limit} gives no interval over problems: use 2 or more")
+        temperature = self.recipe.sample.temperature
+        if temperature < GREEDY:
+            raise UserError(
+                f"sample.temperature {temperature:g} is greedy, and its samples have no "
+                f"distribution to forecast: use {GREEDY:g} or more"
+            )
         model = loading.load_config(context.model).get_text_config()
         grid_of(self.recipe).check(model.vocab_size)
 

@@ -174,6 +174,7 @@ def test_prompts_without_tests_give_a_forecast_without_outcomes(
     ("chosen", "reason"),
     [
         ("sample.top_k=5000", r"top_k 5000 is above the vocabulary of .* tokens: use a smaller"),
+        ("sample.temperature=0", "sample.temperature 0 is greedy, .*: use 1e-05 or more"),
         ("prompts.limit=1", "prompts.limit 1 gives no interval over problems: use 2 or more"),
     ],
 )
@@ -184,6 +185,18 @@ def test_a_bad_choice_is_one_sentence(
     with pytest.raises(UserError, match=reason):
         _run(tmp_path / "out", chosen).make(VERB)
     assert played.made == []
+
+
+def test_a_source_of_one_prompt_is_refused_before_engines_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"question": "Print the number 1."}\n')
+    played = Played(monkeypatch, tiny_llama)
+    with pytest.raises(UserError, match=r"gives 1 prompt, and .* needs 2: add problems"):
+        _run(tmp_path / "out", f"prompts.source={source}", "evaluate.controls=[]").make(VERB)
+    assert played.made == []
+    assert not (tmp_path / "out" / "prompts" / "manifest.json").exists()
 
 
 def test_a_damaged_forecast_is_refused(made: Path, tmp_path: Path) -> None:
