@@ -22,7 +22,8 @@ sample: {{temperature: 0.9, top_p: 0.85, samples_per_prompt: {samples}, max_toke
 prepare: {{policies: {{stub: keep}}, max_length: 32}}
 train: {{steps: {steps}, global_batch_size: 512, micro_batch_tokens: 8192, learning_rate: 4.0e-3,
   min_learning_rate: 1.0e-5, warmup_steps: 10, weight_decay: 0, beta2: 0.98, dtype: float32,
-  zero_stage: 0, checkpoint_every: 1000, gradient_checkpointing: false, trackers: []}}
+  zero_stage: 0, checkpoint_every: 1000, gradient_checkpointing: false,
+  export_every: {export_every}, trackers: []}}
 evaluate:
   benchmarks: [builtin]
   limit: 1
@@ -63,7 +64,9 @@ def make_base(directory: Path) -> Path:
     return base if (base / "tokenizer.json").exists() else toy_model(base, ToySettings())
 
 
-def distil(base: Path, directory: Path, *, samples: int, steps: int) -> ToyRun:
+def distil(
+    base: Path, directory: Path, *, samples: int, steps: int, export_every: int | None = None
+) -> ToyRun:
     """Run `ssd-ray train` on the model: prompts, samples of vLLM, sequences, training.
 
     Args:
@@ -71,11 +74,20 @@ def distil(base: Path, directory: Path, *, samples: int, steps: int) -> ToyRun:
         directory: place of recipe, prompts and run.
         samples: answers for each prompt.
         steps: optimizer steps.
+        export_every: steps between exports of the model; None exports the last one alone.
     """
     prompts = directory / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"question": text}) + "\n" for text in statements()))
     recipe = directory / "toy.yaml"
-    recipe.write_text(RECIPE.format(model=base, prompts=prompts, samples=samples, steps=steps))
+    recipe.write_text(
+        RECIPE.format(
+            model=base,
+            prompts=prompts,
+            samples=samples,
+            steps=steps,
+            export_every=export_every or "null",
+        )
+    )
     command = [sys.executable, "-m", "ssd_ray", "train", recipe, "--out", directory / "run"]
     subprocess.run([*map(str, command), "--quiet"], check=True)
     settings = ToySettings()
