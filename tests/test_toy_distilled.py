@@ -45,4 +45,3 @@ def _probe_the_curve(run: Path) -> None:
     assert closed[0] < closed[-1]
     assert closed[-1] > 0.95
     assert removed[-1] > 0.95
-    assert removed[-1] > 0.95
