@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -141,10 +143,12 @@ class LocalTarget:
             prefix="chaos", dir="/tmp", ignore_cleanup_errors=True
         )
         self._mark = uuid.uuid4().hex
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+        token = uuid.uuid4().hex
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = os.environ | token | dict(environment)
+        self._environment = os.environ | dict(environment)
         self._environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
             _MARK: self._mark,
             "PATH": path,
             "PYTHONPATH": str(ROOT),
@@ -152,9 +156,8 @@ class LocalTarget:
             "OMP_WAIT_POLICY": "passive",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
         }
-        # Ray's clients of this process read them, until `close`.
-        self._before = {name: os.environ.get(name) for name in token}
-        os.environ.update(token)
+        # Ray keeps the token of an earlier cluster in a process, so its own variables are no use.
+        self._headers = {"Authorization": f"Bearer {token}"}
         port = free_port()
         import ray
 
@@ -192,7 +195,7 @@ class LocalTarget:
         """A client of the jobs."""
         from ray.job_submission import JobSubmissionClient
 
-        return JobSubmissionClient(self.dashboard)
+        return JobSubmissionClient(self.dashboard, headers=self._headers)
 
     def _start(self, role: str, cpus: int, options: list[str]) -> None:
         """Start a node; several at a time exceed the 30 s that Ray gives to each."""
@@ -293,11 +296,15 @@ class LocalTarget:
 
     def _live_nodes(self, place: str) -> list[str]:
         """Return the ids of the live nodes with the name of a place."""
-        from ray.util.state import list_nodes
+        live = [node for node in self._rows("nodes") if node["state"] == "ALIVE"]
+        return [node["node_id"] for node in live if node["node_name"] == place]
 
-        # With a filter by name, Ray takes the nodes left out for truncated ones.
-        nodes = list_nodes(self.dashboard)
-        return [each.node_id for each in nodes if (each.node_name, each.state) == (place, "ALIVE")]
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        """Return all rows of a table of Ray."""
+        address = f"{self.dashboard}/api/v0/{kind}?limit=10000&detail=1"
+        request = urllib.request.Request(address, headers=self._headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return list(json.load(answer)["data"]["result"]["result"])
 
     def limit_memory(self, worker: psutil.Process) -> str:
         """Move the worker into a cgroup of `MEMORY_LIMIT`; without cgroups, limit its addresses."""
@@ -335,21 +342,19 @@ class LocalTarget:
 
     def leftovers(self) -> Leftovers:
         """Wait at most 20 s for the last process to end, then list everything."""
-        from ray.util.state import list_actors, list_placement_groups
-
         until = time.monotonic() + 20
         while (processes := [*self._strays()]) and time.monotonic() < until:
             time.sleep(0.5)
-        actors = list_actors(self.dashboard, filters=[("state", "!=", "DEAD")])
-        groups = list_placement_groups(self.dashboard, filters=[("state", "!=", "REMOVED")])
+        actors = [each for each in self._rows("actors") if each["state"] != "DEAD"]
+        groups = [each for each in self._rows("placement_groups") if each["state"] != "REMOVED"]
         self._below.clear()
         for group in self._limits:
             with suppress(OSError):
                 group.rmdir()
         return Leftovers(
             processes=tuple(f"{process.pid} {command_line(process)[:80]}" for process in processes),
-            actors=tuple(f"{each.class_name} {each.state}" for each in but_ray_data(actors)),
-            placement_groups=tuple(f"{group.name} {group.state}" for group in groups),
+            actors=tuple(f"{each['class_name']} {each['state']}" for each in but_ray_data(actors)),
+            placement_groups=tuple(f"{group['name']} {group['state']}" for group in groups),
         )
 
     def _strays(self) -> Iterator[psutil.Process]:
@@ -373,10 +378,6 @@ class LocalTarget:
         send(strays, signal.SIGKILL)
         psutil.wait_procs([*members, *strays], timeout=20)
         self._temporary.cleanup()
-        for name, value in self._before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _is_infrastructure(process: psutil.Process) -> bool:
@@ -386,13 +387,13 @@ def _is_infrastructure(process: psutil.Process) -> bool:
     return is_part or (parent is not None and _DASHBOARD in command_line(parent))
 
 
-def but_ray_data(actors: Iterable[Any]) -> list[Any]:
+def but_ray_data(actors: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return actors without the first of each kind that Ray Data leaves in every cluster."""
     kept = set(_RAY_DATA)
     others = []
     for actor in actors:
-        if actor.class_name in kept:
-            kept.discard(actor.class_name)
+        if actor["class_name"] in kept:
+            kept.discard(actor["class_name"])
         else:
             others.append(actor)
     return others

@@ -271,7 +271,7 @@ def test_steps_done_again_are_no_progress() -> None:
 
 def test_helpers_of_ray_data_are_no_leftovers_once() -> None:
     names = ["_StatsActor", "GraderActor", "_StatsActor"]
-    actors = [argparse.Namespace(class_name=name) for name in names]
+    actors = [{"class_name": name} for name in names]
     assert chaos_nodes.but_ray_data(actors) == actors[1:]
 
 
