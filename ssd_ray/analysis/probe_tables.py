@@ -75,18 +75,19 @@ def write(job: Job, out: Path, progress: Progress) -> None:
     make_directory(directory)
     groups = list(_shards(job))
     total = len(passes) * sum(context.num_positions for context in job.contexts)
-    with progress.task("probe", total, "positions") as task:
-        done = 0
-        for place, members in enumerate(passes):
-            done = _write_pass(
-                job, members, _Shards(directory=directory, place=place, groups=groups), task, done
-            )
+    everything = [
+        _Shards(directory=directory, place=place, groups=groups) for place in range(len(passes))
+    ]
+    done = sum(_num_complete(job, shards) for shards in everything)
+    with progress.task("probe", total, "positions", done) as task:
+        for shards, members in zip(everything, passes, strict=True):
+            done = _write_pass(job, members, shards, task, done)
     for name in TABLES:
-        shards = [
+        paths = [
             [directory / f"{name}-{number:05}-{place:03}.parquet" for place in range(len(passes))]
             for number in range(len(groups))
         ]
-        join_shards(shards, out / f"{name}.parquet")
+        join_shards(paths, out / f"{name}.parquet")
 
 
 def _passes(job: Job) -> list[tuple[int, ...]]:
@@ -111,14 +112,28 @@ class _Shards:
         """Return the end of the names of a shard's files."""
         return f"{number:05}-{self.place:03}"
 
+    def complete(self) -> list[bool]:
+        """Return True for each shard on disk."""
+        existing = {path.stem for path in shard_paths(self.directory)}
+        return [f"positions-{self.name(number)}" in existing for number in range(len(self.groups))]
+
+
+def _num_complete(job: Job, shards: _Shards) -> int:
+    """Return the positions of the shards on disk."""
+    return sum(
+        _positions_of(job, batch)
+        for group, is_complete in zip(shards.groups, shards.complete(), strict=True)
+        for batch in group
+        if is_complete
+    )
+
 
 def _write_pass(job: Job, members: Sequence[int], shards: _Shards, task: Task, done: int) -> int:
     """Write the incomplete shards of one pass, and return the positions done by then."""
-    existing = {path.stem for path in shard_paths(shards.directory)}
     models: tuple[ScoredModel, ...] = ()
+    complete = shards.complete()
     for number, group in enumerate(shards.groups):
-        if f"positions-{shards.name(number)}" in existing:
-            done += sum(_positions_of(job, batch) for batch in group)
+        if complete[number]:
             continue
         if not models:
             # The base is in every pass: the others are compared with it.

@@ -61,3 +61,9 @@ def forecast(
     for part in terminal(read_forecast(path)):
         console.print(part)
     typer.echo(f"{artifact.path / 'forecast.html'}\n{path}")
+    report = directory.parent / "report" / "report.html"
+    if out is None and report.exists() and report.stat().st_mtime < path.stat().st_mtime:
+        show.say(
+            f"{report} was made before this forecast: to show it there, delete {report.parent} "
+            f"and run `ssd-ray report {recipe}`"
+        )

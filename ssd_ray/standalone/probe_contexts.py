@@ -154,6 +154,11 @@ def _judged(path: Path, verdict: str, tokenizer: Any) -> Iterator[Placed]:
 def _completions(rows: Iterable[Completion], where: str, tokenizer: Any) -> Iterator[Placed]:
     different = compared = 0
     for row in rows:
+        if row.text.strip() and not row.output_token_ids:
+            raise UserError(
+                f"--contexts {where}: the answer to {row.prompt_id} has a text and no "
+                "output_token_ids: give completions with the ids that were drawn"
+            )
         if compared < _COMPARED and row.text.strip():
             compared += 1
             different += not _fits(row.text, row.output_token_ids, tokenizer)

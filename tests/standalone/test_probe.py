@@ -295,6 +295,8 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
     negative.write_text(
         "".join(json.dumps({**row, "text": "", "output_token_ids": [-1]}) + "\n" for row in rows)
     )
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({**row, "output_token_ids": []}) + "\n" for row in rows))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     torn = tmp_path / "torn.jsonl"
@@ -332,6 +334,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(
         "--train-temperature nan is out of": (contexts, [base], {"train_temperature": "nan"}),
         "--eval-temperature -1 is out of": (contexts, [base], {"eval_temperature": "-1"}),
         "token id -1, and": (negative, [base], {}),
+        "has a text and no output_token_ids": (bare, [base], {}),
         "empty": (empty, [base], {}),
         "torn.jsonl": (torn, [base], {}),
         "more than the 4,096": (long, [base], {}),
