@@ -338,9 +338,11 @@ def test_units_returned_late_by_a_draining_engine_go_to_others(
             and len(there := [one for one in heartbeat.read(_control(out)) if one.rows]) == 2
         ):
             time.sleep(0.02)
-        os.kill(there[0].pid, signal.SIGTERM)
-        noted.append(there[0])
-        drawn.append(units_of(there[0]))
+        # The one that began last is farthest from a third unit.
+        last = min(there, key=lambda one: one.rows)
+        os.kill(last.pid, signal.SIGTERM)
+        noted.append(last)
+        drawn.append(units_of(last))
 
     def units_of(one: EngineStatus) -> int:
         record = out / "ledger" / f"{one.engine}.jsonl"
