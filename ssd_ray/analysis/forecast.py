@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_ray.analysis.operator import DecodingLike, Ranking, Setting, Support, chunks
+from ssd_ray.analysis.decoded import DECODED, Student, decoded, keeps_all
+from ssd_ray.analysis.operator import DecodingLike, Ranking, Setting, chunks
 from ssd_ray.analysis.theory import (
     LogProbabilities,
     cross_entropy,
@@ -28,8 +29,6 @@ from ssd_ray.errors import UserError
 
 TRAINING = ("size", "one", "two", "kept_mass", "start", "floor")
 """Columns of a training setting: size of S, S of one token, of two, p0(S), CE(q, p0), H(q)."""
-DECODED = ("log_likelihood", "cut", "survivors", "entropy")
-"""Columns of a decoding: log-likelihood of the tokens left, tokens cut, survivors, entropy."""
 _NO_MASS = 700.0
 """Distance from the largest logit at which a probability is 0."""
 
@@ -145,8 +144,7 @@ class Tally:
         self.positions.index_add_(0, rows, torch.ones_like(rows))
         self.log_base.index_add_(0, rows, position.p0.of(tokens).cpu())
         self.entropy.index_add_(0, rows, position.p0.entropy.cpu())
-        decoded = [position.decoded(setting) for setting in self.grid.decodings]
-        self.base.index_add_(0, rows, torch.stack(decoded, 1).cpu())
+        self.base.index_add_(0, rows, position.decoded(self.grid.decodings).cpu())
         # Sums go to the CPU, since a chunk's logits may be on a GPU.
         columns: list[Tensor] = []
         students: list[Tensor] = []
@@ -166,22 +164,28 @@ class _Positions:
         self.p0 = p0
         self.tokens = tokens
 
-    def decoded(self, setting: Setting) -> Tensor:
-        """Return DECODED of the base at a decoding, float64 [positions, columns]."""
-        if _keeps_all(setting, self.ranking.vocabulary):
-            return self._untruncated(self._tempered(setting.temperature))
-        return _columns(self.ranking.support(setting), self.tokens)
+    def decoded(self, settings: Sequence[Setting]) -> Tensor:
+        """Return DECODED of the base, float64 [positions, settings, columns]."""
+        vocabulary = self.ranking.vocabulary
+        columns = {
+            each: self._untruncated(self._tempered(each.temperature))
+            for each in settings
+            if keeps_all(each, vocabulary)
+        }
+        truncated = [each for each in settings if each not in columns]
+        columns |= decoded(self.ranking, truncated, self.tokens)
+        return torch.stack([columns[each] for each in settings], 1)
 
     def trained(self, setting: Setting, evaluations: Sequence[Setting]) -> tuple[Tensor, Tensor]:
         """Return TRAINING of a setting, and DECODED of its student at each evaluation."""
-        if _keeps_all(setting, self.ranking.vocabulary):
+        if keeps_all(setting, self.ranking.vocabulary):
             columns = self._all_kept(setting.temperature)
             # Temperatures compose, and the support of the samples is the vocabulary (Eq. 28).
-            effective = (
+            effective = [
                 Setting(setting.temperature * each.temperature, each.top_k, each.top_p)
                 for each in evaluations
-            )
-            return columns, torch.stack([self.decoded(each) for each in effective], 1)
+            ]
+            return columns, self.decoded(effective)
         support = self.ranking.support(setting)
         log_p0 = self.p0.on(support)
         sizes = support.sizes
@@ -196,9 +200,8 @@ class _Positions:
             ],
             dim=1,
         )
-        student = _Student(support)
-        decoded = [_columns(student.support(each), self.tokens) for each in evaluations]
-        return columns, torch.stack(decoded, 1)
+        students = decoded(Student(support), evaluations, self.tokens)
+        return columns, torch.stack([students[each] for each in evaluations], 1)
 
     def _all_kept(self, temperature: float) -> Tensor:
         """Return TRAINING without truncation, without a distribution over the vocabulary."""
@@ -257,43 +260,5 @@ class _Tempered(LogProbabilities):
         return chosen.double() / self._temperature - self.log_norm
 
 
-class _Student:
-    """The ideal student of a truncated decoding, ranked once for all of its own decodings."""
-
-    def __init__(self, support: Support) -> None:
-        assert support.ids is not None
-        # Ascending, so that of equal logits the larger id still comes first.
-        self._ids = support.ids.flip(1)
-        self._ranking = Ranking(support.log_q.flip(1))
-
-    def support(self, setting: Setting) -> Support:
-        """Return the tokens that a decoding of the student keeps."""
-        inner = self._ranking.support(setting)
-        ids = self._ids if inner.ids is None else self._ids.gather(1, inner.ids)
-        return Support(ids=ids, log_q=inner.log_q, complete=inner.complete)
-
-
 def _zeros(*size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.float64)
-
-
-def _keeps_all(setting: Setting, vocabulary: int) -> bool:
-    # Greedy decoding keeps one token whatever top-k and top-p are.
-    greedy = setting.temperature == 0
-    return not greedy and setting.top_p >= 1 and (setting.top_k or vocabulary) >= vocabulary
-
-
-def _columns(support: Support, tokens: Tensor) -> Tensor:
-    assert support.ids is not None
-    # A token outside of S matches no id, and keeps minus infinity.
-    chosen = support.log_q.masked_fill(support.ids != tokens[:, None], -torch.inf).amax(1)
-    cut = chosen == -torch.inf
-    return torch.stack(
-        [
-            chosen.masked_fill(cut, 0.0),
-            cut.double(),
-            support.sizes.double(),
-            entropy(support.log_q),
-        ],
-        dim=1,
-    )

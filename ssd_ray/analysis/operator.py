@@ -13,7 +13,7 @@ Memory is a few float64 copies of the logits. `chunks` bounds them. Does no I/O.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -199,22 +199,36 @@ class Ranking:
         if limit >= self.vocabulary and decoding.top_p >= 1:
             log_q = log_normalize(logits.double() / decoding.temperature)
             return Support(ids=None, log_q=log_q, complete=logits.amin(1) > -torch.inf)
+        return self.supports([decoding.temperature], decoding.top_k, decoding.top_p)
+
+    def supports(self, temperatures: Sequence[float], top_k: int | None, top_p: float) -> Support:
+        """Return the tokens kept at several temperatures, none greedy, with one truncation.
+
+        Positions are those of the first temperature, then those of the second, and so on.
+        """
+        logits, positions = self.logits, len(self.logits)
+        limit = min(self.vocabulary, self.vocabulary if top_k is None else top_k)
         width = min(self.vocabulary, _FETCHED + (limit if limit < self.vocabulary else 0))
-        rows = torch.arange(len(logits), device=logits.device)
+        rows = torch.arange(len(temperatures) * positions, device=logits.device)
+        by_row = torch.tensor(temperatures, dtype=torch.float64, device=logits.device)
+        by_row = by_row.repeat_interleave(positions)[:, None]
         norms = None
         if limit >= self.vocabulary and width < self.vocabulary:
-            norms = (logits / decoding.temperature).double().logsumexp(1, keepdim=True)
+            each = [(logits / t).double().logsumexp(1, keepdim=True) for t in temperatures]
+            norms = torch.cat(each)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(rows):
-            everything = len(rows) == len(logits)
-            values, ids = self.largest(width) if everything else _largest(logits[rows], width)
+            if len(rows) == len(by_row):
+                values, ids = (each.repeat(len(temperatures), 1) for each in self.largest(width))
+            else:
+                values, ids = _largest(logits[rows % positions], width)
             norm = None if norms is None or width == self.vocabulary else norms[rows]
-            scores, ends_inside = _cut(values, norm, min(limit, self.vocabulary), decoding)
+            scores, ends_inside = _cut(values, norm, limit, by_row[rows], top_p)
             if width == self.vocabulary:
                 ends_inside = torch.ones_like(ends_inside)
             parts.append((rows[ends_inside], ids[ends_inside], scores[ends_inside]))
             rows, width = rows[~ends_inside], min(self.vocabulary, width * _WIDER)
-        return _joined(parts, len(logits), self.vocabulary)
+        return _joined(parts, len(by_row), self.vocabulary)
 
 
 def support(logits: Tensor, decoding: DecodingLike) -> Support:
@@ -265,7 +279,7 @@ def _largest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _cut(
-    values: Tensor, log_norm: Tensor | None, limit: int, decoding: DecodingLike
+    values: Tensor, log_norm: Tensor | None, limit: int, temperatures: Tensor, top_p: float
 ) -> tuple[Tensor, Tensor]:
     """Temper and cut descending values; also return the rows without survivors beyond them.
 
@@ -274,18 +288,19 @@ def _cut(
         log_norm: log of the mass of the tempered vocabulary; None if `values` hold all tokens that
             top-k keeps.
         limit: top-k.
-        decoding: the decoding.
+        temperatures: temperature of each row, float64 [rows, 1].
+        top_p: mass to keep.
     """
     kth = values[:, min(limit, values.shape[1]) - 1, None]
     kept = values >= kth
     ends_inside = kth[:, 0] > values[:, -1]
-    if decoding.top_p < 1:
-        scaled = (values / decoding.temperature).double().masked_fill(~kept, -torch.inf)
+    if top_p < 1:
+        scaled = (values / temperatures.to(values.dtype)).double().masked_fill(~kept, -torch.inf)
         norm = scaled.logsumexp(1, keepdim=True) if log_norm is None else log_norm
         mass = (scaled - norm).exp()
         # As in vLLM, p is a float32, and logits are dropped from the least likely on while their
         # mass is at most 1 - p.
-        dropped = min(float(1 - torch.tensor(decoding.top_p)), 1 - _LEAST_KEPT)
+        dropped = min(float(1 - torch.tensor(top_p)), 1 - _LEAST_KEPT)
         beyond = (1 - mass.sum(1, keepdim=True)).clamp_(min=0) if log_norm is not None else 0.0
         from_below = mass.flip(1).cumsum(1).flip(1) + beyond
         nucleus = from_below > dropped
@@ -294,7 +309,7 @@ def _cut(
         if log_norm is not None:
             border = values.masked_fill(~kept, torch.inf).amin(1)
             ends_inside = border > values[:, -1]
-    tempered = (values.double() / decoding.temperature).masked_fill(~kept, -torch.inf)
+    tempered = (values.double() / temperatures).masked_fill(~kept, -torch.inf)
     return tempered, ends_inside
 
 

@@ -18,7 +18,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ssd_ray.analysis.forecast import DECODED, TRAINING, Tally
+from ssd_ray.analysis.decoded import DECODED
+from ssd_ray.analysis.forecast import TRAINING, Tally
 from ssd_ray.analysis.operator import Setting
 from ssd_ray.analysis.outlook_figures import (
     Decoded,

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssd_ray.analysis.forecast import DECODED, TRAINING, Tally, grid
+from ssd_ray.analysis.decoded import DECODED
+from ssd_ray.analysis.forecast import TRAINING, Tally, grid
 from ssd_ray.analysis.operator import Setting
 from ssd_ray.analysis.outlook import crossing, outlook, ratio
 from ssd_ray.analysis.outlook_figures import Outlook

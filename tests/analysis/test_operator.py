@@ -48,6 +48,20 @@ def test_the_operator_follows_its_definition(logits: list[float], setting: Setti
         assert q.numpy() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("top_k", [7, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_temperatures_cut_together_equal_each_alone(top_k: int | None, dtype: torch.dtype) -> None:
+    """Flat rows fetch more logits at some temperatures and not at others."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(5, 3000, generator=generator).to(dtype) * torch.tensor([[0.1], *[[4]] * 4])
+    ranking, temperatures = Ranking(logits), (0.3, 1.0, 1.7, 2.0)
+    together = ranking.supports(temperatures, top_k, 0.9).dense(3000).chunk(len(temperatures))
+    for temperature, cut in zip(temperatures, together, strict=True):
+        alone = ranking.support(Setting(temperature, top_k, 0.9)).dense(3000)
+        assert torch.equal(cut > -torch.inf, alone > -torch.inf)
+        assert torch.allclose(cut.exp(), alone.exp(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.02, 1.0, 6.0])
 @pytest.mark.parametrize("setting", [Setting(1.6, 20, 0.8), Setting(1.3, None, 0.9), Setting(2.0)])
 def test_supports_of_any_width_match_a_sort_of_the_vocabulary(
