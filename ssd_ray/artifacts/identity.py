@@ -49,12 +49,11 @@ def revision_of(stage: str) -> int:
     Raises:
         KeyError: no such stage.
     """
-    kind = (
-        "verdicts"
-        if "verdicts" in stage
-        else stage.removesuffix("-naive").removesuffix("-accepted")
-    )
-    return REVISIONS[kind]
+    if "verdicts" in stage:
+        return REVISIONS["verdicts"]
+    # The artifacts of a control are named after the kind: `samples-bad-data`.
+    kind = next((name for name in REVISIONS if stage.startswith(f"{name}-")), stage)
+    return REVISIONS[stage if stage in REVISIONS else kind]
 
 
 @dataclass(frozen=True, kw_only=True)

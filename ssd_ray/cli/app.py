@@ -24,6 +24,7 @@ import typer
 from ssd_ray.cli import hints, pipes
 from ssd_ray.cli.console import results_console
 from ssd_ray.cli.forecast import commands as forecast
+from ssd_ray.cli.listing import commands as listing
 from ssd_ray.cli.options import (
     GradeOptions,
     Json,
@@ -31,7 +32,9 @@ from ssd_ray.cli.options import (
     PlanOptions,
     Quiet,
     RecipeArgument,
+    Seeds,
     Set,
+    seeds_override,
     takes,
 )
 from ssd_ray.cli.science import commands as science
@@ -98,9 +101,14 @@ def _verb(name: str, help_text: str, inputs: str = "") -> None:
         help_text += f"\n\nFirst makes what is missing: {inputs}."
 
     def command(
-        recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
+        recipe: RecipeArgument,
+        out: Out = None,
+        overrides: Set = None,
+        seeds: Seeds = None,
+        quiet: Quiet = False,
     ) -> None:
-        directory = _make("report" if name == "run" else name, recipe, out, overrides, quiet)
+        changes = [*(overrides or []), *seeds_override(seeds)]
+        directory = _make("report" if name == "run" else name, recipe, out, changes, quiet)
         if name in ("run", "report"):
             _print_scores(directory / "report")
 
@@ -267,31 +275,7 @@ def compare(
     results_console().print(comparison)
 
 
-@app.command("recipes")
-def list_recipes(
-    fields: Annotated[
-        bool,
-        typer.Option(
-            "--fields", help="Print every field of a recipe, its default and its meaning."
-        ),
-    ] = False,
-) -> None:
-    """List the recipes of the package, or the fields of a recipe."""
-    import textwrap
-
-    from ssd_ray import recipes
-
-    if fields:
-        from ssd_ray.cli.plan import fields_table
-
-        results_console().print(fields_table())
-        return
-    width = results_console().width
-    for name in recipes.shipped():
-        entry = f"{name:<24} {' '.join(recipes.load(name).description.split())}"
-        typer.echo(textwrap.fill(entry, width, subsequent_indent=" " * 25, break_on_hyphens=False))
-
-
+app.add_typer(listing)
 app.add_typer(science)
 app.add_typer(forecast)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 import typer
 
 from ssd_ray.cli import hints
+from ssd_ray.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +33,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override a field: --set sample.temperature=1.1"
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        metavar="N",
+        help="Train N times with N seeds, 2 or more, and report their spread (train.seeds).",
     ),
 ]
 Quiet = Annotated[
@@ -55,6 +64,22 @@ NoGpu = Annotated[
     list[str] | None, typer.Option("--gpu", "--gpus", hidden=True, callback=hints.refuse_gpu)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def seeds_override(seeds: int | None) -> list[str]:
+    """Return `--seeds N` as an override of the recipe.
+
+    Raises:
+        UserError: one training, which has no spread.
+    """
+    if seeds is None:
+        return []
+    if seeds < 2:
+        raise UserError(
+            f"--seeds {seeds} asks for the spread of trainings, which needs 2 or more: "
+            "leave --seeds out for one training"
+        )
+    return [f"train.seeds={seeds}"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,16 @@ class EngineConfig(Section):
             )
         return self
 
+    @property
+    def has_processors(self) -> bool:
+        """True if an engine has this package's logits processors.
+
+        vLLM takes none together with speculative decoding.
+        """
+        return self.sampler == "exact" or (
+            self.sampler == "auto" and not self.extra.keys() & REPLACES_SAMPLER
+        )
+
 
 class ClusterConfig(Section):
     """Section `cluster`: devices, numbers of workers, and retries."""

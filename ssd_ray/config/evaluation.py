@@ -11,21 +11,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from ssd_ray.config.section import Decoding, Section
+from ssd_ray.config.section import AdaptiveDecoding, Section, omitted_at
 
 # An arm's name becomes a directory, so it needs a letter or digit: `.` and `..` are not names.
 _ARM_NAME = re.compile(r"[-_@=.]*[^\W_][-\w@=.]*")
 
 
-class Arm(Decoding):
+TrainedControl = Literal[
+    "naive",
+    "accepted",
+    "compression",
+    "reshaping",
+    "bad-data",
+    "token-mean",
+    "sequence-mean",
+]
+
+
+class Arm(AdaptiveDecoding):
     """A model and its decoding."""
 
-    model: Literal["base", "ssd", "naive", "accepted"]
-    """Weights of the arm. `base`: the original model. `ssd`: the fine-tuned model. `naive`: a model
-    trained in the same way on its own samples at temperature 1 without truncation; the run then
-    samples and trains it as well. `accepted`: a model trained only on samples of the run whose
-    program passes the tests of its problem.
+    model: Literal["base", "ssd"] | TrainedControl
+    """Weights of the arm. `base`: the original model. `ssd`: the fine-tuned model. Each other one
+    is a control that the run also trains, in the same way but for one thing (docs/arms.md).
+    Samples: `naive` at temperature 1 without truncation, `compression` at temperature 1 with the
+    run's truncation, `reshaping` at the run's temperature without truncation, `bad-data` at
+    temperature 2 without truncation and all kept. Selection: `accepted`, only samples whose program
+    passes the tests of its problem. Loss: `token-mean` and `sequence-mean`, by `train.loss_mean`.
     """
+    training: int = omitted_at(1, ge=1)
+    """Number of the training of model ssd, of the trainings that `train.seeds` repeats."""
 
 
 NAMED_BENCHMARKS = ("builtin", "humaneval", "livecodebench")
@@ -159,11 +174,14 @@ class EvaluateConfig(Section):
     of all named arms, so all models are compared at their best. Empty evaluates the arms as
     written.
     """
-    controls: tuple[Literal["teacher", "naive", "accepted"], ...] | None = None
-    """Control arms to add. `teacher`: the base, decoded as the training samples were. `naive`:
-    self-training at temperature 1 without truncation. `accepted`: training on accepted samples
-    only. The last two are decoded as the first ssd arm. `null` adds the teacher to a sweep, else
-    none.
+    sweep_top_p: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Further top-p of the base. Each arm NAME of the base gets a copy NAME@p=P, and in a sweep a
+    family of them. So a gain is compared with the best of the base over temperature and top-p.
+    """
+    controls: tuple[Literal["teacher", "adaptive"] | TrainedControl, ...] | None = None
+    """Control arms to add. `teacher`: the base, decoded as the training samples were. `adaptive`:
+    the base, with `entropy_theta` 0.1 and `min_p` 0.1. The others are trained (docs/arms.md), and
+    decoded as the first ssd arm. `null` adds the teacher to a sweep, else none.
     """
     baseline: str = "base"
     """The arm to which the others are compared; in a sweep, at its own temperature."""
@@ -222,10 +240,11 @@ class EvaluateConfig(Section):
         ) < len(self.pass_at):
             raise ValueError("benchmarks and pass_at must not name an entry twice")
         # Each entry names an arm or a directory of verdicts, so none can occur twice.
-        for listed in (self.sweep, self.controls or (), self.profiles):
+        for listed in (self.sweep, self.sweep_top_p, self.controls or (), self.profiles):
             if len(set(listed)) < len(listed):
                 raise ValueError(
-                    f"sweep, controls and profiles must not name an entry twice: {list(listed)}"
+                    "sweep, sweep_top_p, controls and profiles must not name an entry twice: "
+                    f"{list(listed)}"
                 )
         if self.baseline not in self.arms:
             raise ValueError(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -44,6 +44,11 @@ def remedy(kind: str, message: str) -> str:
 def tuning(default: Any, **constraints: Any) -> Any:
     """Return a field that does not change results, such as one for speed."""
     return Field(default, json_schema_extra={"tuning": True}, **constraints)
+
+
+def omitted_at(default: Any, **constraints: Any) -> Any:
+    """Return a field left out of a document at its default, so that it changes no fingerprint."""
+    return Field(default, exclude_if=lambda value: bool(value == default), **constraints)
 
 
 class Section(BaseModel):
@@ -105,6 +110,32 @@ class Decoding(Section):
         if not 0 < value <= 1:
             raise ValueError("use a mass above 0 and up to 1, where 1 keeps all tokens")
         return value
+
+
+class AdaptiveDecoding(Decoding):
+    """Decoding with a temperature of its own at every token, by the entropy of the model."""
+
+    entropy_theta: float | None = omitted_at(None, gt=0)
+    """Lower the temperature where the model is sure: temperature * 0.8 ** (theta / entropy), with
+    the entropy of the next token in nats (arXiv 2403.14541). `null` keeps one temperature.
+    """
+    min_p: float = omitted_at(0.0, ge=0, lt=1)
+    """Then keep tokens with at least this share of the largest probability (arXiv 2407.01082).
+    Comes after the temperature and before top-k and top-p. 0 keeps all.
+    """
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True if this package's processor shapes the logits."""
+        return self.entropy_theta is not None or self.min_p > 0
+
+    @model_validator(mode="after")
+    def _check_adaptive(self) -> AdaptiveDecoding:
+        if self.is_adaptive and self.temperature == 0:
+            raise ValueError(
+                "entropy_theta and min_p do not change greedy decoding: set temperature above 0"
+            )
+        return self
 
 
 def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

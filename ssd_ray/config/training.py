@@ -38,7 +38,13 @@ class TrainConfig(Section):
     loss_mean: Literal["token", "sequence"] = "token"
     """Averaging of the loss. `token`: the mean over all response tokens of the global batch.
     `sequence`: first over the response tokens of each sequence, then over sequences, so short
-    answers weigh as much as long ones. Not stated in the paper.
+    answers weigh as much as long ones. Eq. 2 of the paper is a sum over tokens; its mean is not
+    stated. A control `token-mean` or `sequence-mean` trains with the other one as well.
+    """
+    seeds: int = tuning(1, ge=1, le=100)
+    """Trainings of model ssd on the same samples, with seeds from `seed` on. Each arm of model ssd
+    is repeated as NAME-seed2 and so on, and the report separates the spread of trainings from that
+    of problems. Each further one costs a training.
     """
     micro_batch_tokens: int | None = tuning(None, ge=1)
     """Tokens of one micro-batch of a worker, padding included; a longer sequence goes alone. `null`

@@ -5,9 +5,11 @@
     benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/
     verdicts/<arm>/ ─report→ report/
 
-- The naive control has samples-naive/, dataset-naive/ and checkpoint-naive/.
+- A trained control NAME has samples-NAME/, dataset-NAME/ and checkpoint-NAME/, and shares those
+  that it does not change (`config/trained_models.py`).
 - The control `accepted` shares the samples: training-problems/ with their tests, sample-verdicts/,
   dataset-accepted/, checkpoint-accepted/.
+- Repeated trainings share the data set: checkpoint-ssd-seed2/.
 - A second profile of grading fills verdicts-lcb/<arm>/.
 
 Every fingerprint follows from the recipe alone. So the state of each artifact is known in advance.
@@ -74,7 +76,8 @@ class Graph:
         profiles = recipe.evaluate.profiles
         verdicts = [graded[profile, name] for profile in profiles for name in every]
         trained = (step for name in datasets for step in (datasets[name], checkpoints[name]))
-        inputs = (self._contamination, *trained, *verdicts)
+        # A data set may be shared.
+        inputs = tuple(dict.fromkeys((self._contamination, *trained, *verdicts)))
         self._add(Report(name="report", recipe=recipe, inputs=inputs, steps=tuple(self._steps)))
 
     @property
@@ -113,7 +116,10 @@ class Graph:
             self._problems = (self._add(problems),)
 
     def _training_data(self, branch: TrainedModel) -> Dataset:
-        """Add the steps from prompts to a data set."""
+        """Add the steps from prompts to a data set, or return one shared with another branch."""
+        shared = self._steps.get(branch.dataset)
+        if isinstance(shared, Dataset):
+            return shared
         samples = self._samples(branch)
         graded = self._sample_verdicts(branch, samples)
         inputs = (samples, *graded)
@@ -187,7 +193,7 @@ class Graph:
     ) -> dict[tuple[Profile, str], Grade]:
         """Add the generations of some arms and their verdicts; return these by profile and arm."""
         answers = {
-            name: self._generations(name, arm, checkpoints.get(arm.model))
+            name: self._generations(name, arm, checkpoints.get(arms.weights(arm)))
             for name, arm in evaluated.items()
         }
         return {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssd_ray import config
 from ssd_ray.artifacts.facts import AnswerFacts
-from ssd_ray.config import Arm, Decoding, Recipe, SampleConfig
+from ssd_ray.config import Arm, Decoding, Recipe, SampleConfig, arms
 from ssd_ray.models import model_files
 from ssd_ray.models.model_files import Origin
 from ssd_ray.pipeline.context import RunContext
@@ -96,7 +96,9 @@ class Generations(Step):
         answers = _answers(evaluate.samples_per_problem)
         problems = f"{rows_of(run / 'benchmark')} problems"
         longest = _longest(self.recipe, evaluate.max_tokens)
-        return f"{arm.model} at {_decoding(arm)}: {answers} to each of {problems}, {longest}"
+        return (
+            f"{arms.weights(arm)} at {_decoding(arm)}: {answers} to each of {problems}, {longest}"
+        )
 
     def check(self, context: RunContext) -> None:
         if self.checkpoint is None:
@@ -155,4 +157,5 @@ def _longest(recipe: Recipe, max_tokens: int) -> str:
 def _decoding(chosen: Decoding) -> str:
     top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
     top_p = "" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}"
-    return f"T {chosen.temperature:g}{top_k}{top_p}"
+    adaptive = ", adaptive" if isinstance(chosen, Arm) and chosen.is_adaptive else ""
+    return f"T {chosen.temperature:g}{top_k}{top_p}{adaptive}"

@@ -94,8 +94,8 @@ class Checkpoint(Step):
     """Choices of the model for training."""
 
     def choices(self) -> Mapping[str, object]:
-        train = config.choices(self.recipe.train)
-        return {"train": train, "model": self.model, "seed": self.recipe.seed}
+        train = config.choices(self.branch.train)
+        return {"train": train, "model": self.model, "seed": self.branch.seed}
 
     def preview(self, run: Path) -> str:
         train = self.recipe.train
@@ -145,9 +145,9 @@ class Checkpoint(Step):
             base=model,
             out=out,
             logs=context.logs,
-            train=self.recipe.train,
+            train=self.branch.train,
             cluster=self.recipe.cluster,
-            seed=self.recipe.seed,
+            seed=self.branch.seed,
             sampling=self.branch.sample,
             serving=serving,
         )

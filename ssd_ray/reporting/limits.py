@@ -14,7 +14,7 @@ from ssd_ray.reporting.numbers.scores import Scores
 from ssd_ray.reporting.numbers.timings import Timings
 from ssd_ray.reporting.numbers.training_data import Training
 from ssd_ray.reporting.words import (
-    CONTROLS,
+    control,
     count,
     counted,
     decoding,
@@ -92,7 +92,7 @@ def _chosen(recipe: Recipe) -> str:
 
 def _controls(recipe: Recipe) -> str:
     return "".join(
-        f" The control called {branch.name}: {CONTROLS[branch.name]}"
+        f" The control called {branch.name}: {control(branch.name)}"
         for branch in arms.branches(recipe)[1:]
     )
 
@@ -109,7 +109,7 @@ def limits(recipe: Recipe, scores: Scores, timings: Timings) -> list[tuple[str, 
         *_scale(recipe, scores),
         *_decodings(recipe),
         *_control(recipe),
-        _uncertainty(scores),
+        _uncertainty(recipe, scores),
         *_selection(recipe),
         _paper(),
         _grading(scores, timings),
@@ -162,8 +162,8 @@ def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _alike(first: Decoding, second: Decoding) -> bool:
-    keys = ("temperature", "top_k", "top_p")
-    return all(getattr(first, key) == getattr(second, key) for key in keys)
+    keys = ("temperature", "top_k", "top_p", "entropy_theta", "min_p")
+    return all(getattr(first, key, None) == getattr(second, key, None) for key in keys)
 
 
 def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -187,8 +187,14 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
     )
 
 
-def _uncertainty(scores: Scores) -> tuple[str, str]:
+def _uncertainty(recipe: Recipe, scores: Scores) -> tuple[str, str]:
     confidence = scores.confidence
+    trained = "this is one set of samples and one training run"
+    if recipe.train.seeds > 1:
+        trained = (
+            f"it is about one training. The table of {recipe.train.seeds} trainings adds their "
+            "spread, on one set of samples"
+        )
     # Few problems are shown as counts, without an interval.
     paired = sum(
         difference is not None and not is_few(difference.problems)
@@ -204,8 +210,7 @@ def _uncertainty(scores: Scores) -> tuple[str, str]:
     return (
         "The intervals cover problems, not training.",
         f"A {percent(confidence, 0)} interval shows how a score may move on other problems of the "
-        "same kind. It does not cover another seed: this is one set of samples and one training "
-        f"run.{chance if paired else ''}",
+        f"same kind. It does not cover another seed: {trained}.{chance if paired else ''}",
     )
 
 

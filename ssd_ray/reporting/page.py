@@ -3,6 +3,7 @@
 The page computes nothing.
 
 - scores.json holds every result: equal artifacts give equal bytes.
+- questions.json holds each arm next to the control that it answers, where there are controls.
 - timings.json holds times and the machine, never equal twice.
 - The page opens without a network and holds no script. Its template engine escapes every string
   from a model, a recipe or a problem.
@@ -30,7 +31,8 @@ from ssd_ray.reporting.forecast_outcome import ForecastOutcome, forecast_outcome
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.numbers import counts, logs
 from ssd_ray.reporting.numbers.counts import Results
-from ssd_ray.reporting.numbers.json_bytes import canonical, plain
+from ssd_ray.reporting.numbers.json_bytes import canonical, plain, rounded_to_ten_digits
+from ssd_ray.reporting.numbers.questions import Arguments, arguments
 from ssd_ray.reporting.numbers.samples import sample_counts
 from ssd_ray.reporting.numbers.scores import RunCounts, Scores, scores
 from ssd_ray.reporting.numbers.scores_file import scores_text
@@ -52,6 +54,17 @@ class Choice:
     source: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Parts of the page next to the scores."""
+
+    examples: Sequence[Example]
+    pictures: Mapping[str, Picture]
+    compared: ForecastOutcome | None
+    """Forecast and outcome, None without a forecast."""
+    arguments: Arguments
+
+
 def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> ReportFacts:
     """Fill the claimed directory `out` and return its facts, the headline estimates.
 
@@ -70,9 +83,18 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> Rep
     cost = timings(recipe, run, steps)
     drawn = pictures(numbers, cost)
     compared = forecast_outcome(run, recipe, numbers)
-    html = render(recipe, numbers, cost, examples(recipe, run, results), drawn, compared)
+    shown = Shown(
+        examples=examples(recipe, run, results),
+        pictures=drawn,
+        compared=compared,
+        arguments=arguments(recipe, results, numbers.order.benchmarks),
+    )
+    html = render(recipe, numbers, cost, shown)
     files.write_atomic(out / "scores.json", scores_text(numbers))
     files.write_atomic(out / "timings.json", canonical(plain(cost)) + "\n")
+    if shown.arguments.is_shown:
+        text = canonical(plain(rounded_to_ten_digits(shown.arguments))) + "\n"
+        files.write_atomic(out / "questions.json", text)
     files.write_atomic(out / "report.html", html)
     # The run's recipe.yaml is that of the latest call, which may have made something else since.
     files.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
@@ -139,14 +161,7 @@ def headline(numbers: Scores) -> ReportFacts:
     )
 
 
-def render(
-    recipe: Recipe,
-    numbers: Scores,
-    cost: Timings,
-    answers: Sequence[Example],
-    drawn: Mapping[str, Picture],
-    compared: ForecastOutcome | None = None,
-) -> str:
+def render(recipe: Recipe, numbers: Scores, cost: Timings, shown: Shown) -> str:
     """Return the page as HTML."""
     template = environment().get_template("page.html.j2")
     return template.render(
@@ -154,9 +169,10 @@ def render(
         arms=arms.arms(recipe),
         scores=numbers,
         timings=cost,
-        examples=answers,
-        pictures=drawn,
-        compared=compared,
+        examples=shown.examples,
+        pictures=shown.pictures,
+        compared=shown.compared,
+        arguments=shown.arguments,
         readings=readings(numbers),
         progress=progress_in_words(numbers.training.held_out),
         acts=what_was_run(recipe, numbers),

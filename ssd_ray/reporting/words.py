@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from ssd_ray.artifacts.facts import Isolation
 from ssd_ray.config import Decoding
+from ssd_ray.config.section import AdaptiveDecoding
 from ssd_ray.statistics.differences import MIN_PROBLEMS, Difference
 from ssd_ray.statistics.metrics import Score
 
@@ -21,8 +22,30 @@ CONTROLS = {
         "trained in the same way on only those of the same samples whose program passed its "
         "problem's tests."
     ),
+    "compression": (
+        "trained in the same way on samples at temperature 1 with the run's truncation, so by "
+        "support compression alone."
+    ),
+    "reshaping": (
+        "trained in the same way on samples at the run's temperature without truncation, so by "
+        "the temperature alone."
+    ),
+    "bad-data": (
+        "trained in the same way on samples at temperature 2 without truncation, all of them "
+        "kept (the paper's section 4.4)."
+    ),
+    "token-mean": "trained on the same sequences, with the mean of the loss over all tokens.",
+    "sequence-mean": (
+        "trained on the same sequences, with the mean of the loss over tokens of each sequence "
+        "first, so short answers weigh as much as long ones."
+    ),
 }
 """Description of each trained control."""
+
+
+def control(name: str) -> str:
+    """Return the description of a trained model other than the first one of the student."""
+    return CONTROLS.get(name, "trained on the same sequences with another seed.")
 
 
 def decimals(size: int) -> int:
@@ -191,7 +214,12 @@ def decoding(choice: Decoding) -> str:
         return "greedy"
     top_k = "" if choice.top_k is None else f", top-k{NBSP}{choice.top_k}"
     top_p = "" if choice.top_p == 1 else f", top-p{NBSP}{choice.top_p:g}"
-    truncation = f"{top_k}{top_p}" or ", no truncation"
+    adaptive = ""
+    if isinstance(choice, AdaptiveDecoding) and choice.is_adaptive:
+        theta = choice.entropy_theta
+        adaptive = "" if theta is None else f", entropy-adaptive{NBSP}{theta:g}"
+        adaptive += f", min-p{NBSP}{choice.min_p:g}" if choice.min_p else ""
+    truncation = f"{adaptive}{top_k}{top_p}" or ", no truncation"
     return f"T{NBSP}{choice.temperature:g}{truncation}"
 
 

@@ -83,8 +83,8 @@ class Sweep:
     """Two models' values over the same problems and temperatures, cut into halves many times.
 
     Args:
-        treated: float64[num_problems, temperatures].
-        control: the same of the control.
+        treated: float64[num_problems, temperatures], or any other cells to choose from.
+        control: the same of the control, whose number of cells may differ.
         cut: bool[splits, num_problems], as from `halves`.
         within: bool[num_problems], the problems to compare on; some must be in every half.
             Temperatures are still chosen on all problems of a half.
@@ -120,7 +120,9 @@ class Sweep:
         added = max(0.0, float(self._resampled(weights).var()) - float(fixed.var()))
         # Splits choose several temperatures: a contribution averages up to this many answers.
         effect = design_effect(
-            contributions, better + worse, answers=answers * self._values[0].shape[1]
+            contributions,
+            better + worse,
+            answers=answers * max(values.shape[1] for values in self._values),
         )
         # Keep the divisor from zero where both models agree on every problem.
         single = max(better + worse - (better - worse) ** 2, 1 / contributions.size)
@@ -164,7 +166,7 @@ class Sweep:
 
         Both arrays are float64[rows, halves, temperatures].
         """
-        shape = (len(rows), len(self._halves), self._values[0].shape[1])
+        shape = (len(rows), len(self._halves), choosing.shape[1] // len(self._halves))
         # One product serves both if all problems are compared: it is the costly part.
         sums = (rows @ choosing).reshape(shape)
         return sums, sums if compared is choosing else (rows @ compared).reshape(shape)

@@ -19,6 +19,7 @@ from ssd_ray import recipes
 from ssd_ray.cli import pipes
 from ssd_ray.cli.app import app, main
 from ssd_ray.cli.console import results_console
+from ssd_ray.cli.listing import commands as listing
 from ssd_ray.pipeline.run import Run
 from tests.support.commands import exit_status
 from tests.support.processes import workers_of
@@ -193,7 +194,9 @@ def _without_reader(*arguments: str, errors_too: bool = False, cwd: Path) -> tup
 
 def test_the_verbs_are_all() -> None:
     assert {
-        command.name or command.callback.__name__ for command in app.registered_commands
+        command.name or command.callback.__name__
+        for group in (app, listing)
+        for command in group.registered_commands
     } == set(VERBS)
 
 

@@ -39,7 +39,10 @@ def test_several_devices_get_a_bundle_each_under_ray(tmp_path: Path) -> None:
     assert arguments["distributed_executor_backend"] == "ray"
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
-    assert arguments["logits_processors"] == ["ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2"]
+    assert arguments["logits_processors"] == [
+        "ssd_ray.inference.vllm.adaptive_v2:AdaptiveV2",
+        "ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2",
+    ]
     alone = engine_arguments(
         tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda"
     )

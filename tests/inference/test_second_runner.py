@@ -14,11 +14,11 @@ import torch
 from ssd_ray.config import Decoding, EngineConfig
 from ssd_ray.inference.vllm import truncation
 from ssd_ray.inference.vllm.arguments import (
+    decoding_params,
     engine_arguments,
     engine_environment,
     truncates_exactly,
 )
-from ssd_ray.inference.vllm.engine import decoding_params
 from ssd_ray.inference.vllm.truncation import Bounds
 from tests.support.device_steps import DeviceSteps
 
@@ -41,13 +41,14 @@ def test_each_model_runner_gets_a_processor_of_its_interface() -> None:
     from vllm.v1.worker.gpu.sample.logits_processor import loader
 
     names = _processors("cuda", EngineConfig())
-    (second,) = loader._load_v2_logitsprocs_by_fqcns(names)
-    assert second.__name__ == "ExactTopKTopPV2"
+    loaded = loader._load_v2_logitsprocs_by_fqcns(names)
+    # The temperature of a token comes before the truncation.
+    assert [each.__name__ for each in loaded] == ["AdaptiveV2", "ExactTopKTopPV2"]
     loader.build_custom_logits_processors_params_validator(names)
     assert engine_environment(EngineConfig(), "cuda")["VLLM_USE_V2_MODEL_RUNNER"] == "1"
-    (name,) = _processors("cpu", EngineConfig())
-    module, _, attribute = name.partition(":")
-    assert issubclass(getattr(importlib.import_module(module), attribute), LogitsProcessor)
+    for name in _processors("cpu", EngineConfig()):
+        module, _, attribute = name.partition(":")
+        assert issubclass(getattr(importlib.import_module(module), attribute), LogitsProcessor)
     assert engine_environment(EngineConfig(), "cpu")["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     for device in ("cpu", "cuda"):
         own = EngineConfig(sampler="vllm")

@@ -188,7 +188,7 @@ def test_every_truncation_uses_the_processor_and_keeps_ties() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-    from ssd_ray.inference.vllm.engine import decoding_params
+    from ssd_ray.inference.vllm.arguments import decoding_params
     from ssd_ray.inference.vllm.sampler import ExactTopKTopP
 
     chosen = [
@@ -285,7 +285,7 @@ def test_the_second_runners_processor_follows_slots() -> None:
 
     from vllm.sampling_params import SamplingParams
 
-    from ssd_ray.inference.vllm.engine import decoding_params
+    from ssd_ray.inference.vllm.arguments import decoding_params
     from ssd_ray.inference.vllm.sampler_v2 import ExactTopKTopPV2
 
     states = SimpleNamespace(device=torch.device("cpu"), vocab_size=700)

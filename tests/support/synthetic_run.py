@@ -137,7 +137,8 @@ def make_run(
             write("training-problems", [], Example, TrainingProblemFacts(rows=0, tests=0), 0.5)
             graded = VerdictFacts(rows=0, infrastructure_errors=0)
             write(branch.verdicts, [], Example, graded, 4.0)
-        write(names[1], mutate(names[1], examples), Example, known["dataset"], 0.0257)
+        if not (path / names[1]).exists():
+            write(names[1], mutate(names[1], examples), Example, known["dataset"], 0.0257)
         write(names[2], [], Example, known["checkpoint"], 120.0, losses=True)
     posed = mutate("eval-prompts", problems)
     write("eval-prompts", posed, Prompt, EvalPromptFacts(rows=len(posed)), 2.0)

@@ -8,14 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssd_ray.cluster import import_path
-from ssd_ray.config import REPLACES_SAMPLER, Decoding, EngineConfig, ModelConfig
+from ssd_ray.config import Decoding, EngineConfig, ModelConfig
+from ssd_ray.config.section import AdaptiveDecoding
 
 _GIB = 1 << 30
 _MAX_NUM_SEQS = {"cpu": 64, "cuda": 256}
-_EXACT_SAMPLERS = {
-    "cpu": "ssd_ray.inference.vllm.sampler:ExactTopKTopP",
-    "cuda": "ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2",
+_PROCESSORS = {
+    "cpu": (
+        "ssd_ray.inference.vllm.adaptive:Adaptive",
+        "ssd_ray.inference.vllm.sampler:ExactTopKTopP",
+    ),
+    "cuda": (
+        "ssd_ray.inference.vllm.adaptive_v2:AdaptiveV2",
+        "ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2",
+    ),
 }
+"""Processors by device, in their order: a temperature by the token, then truncation."""
 
 
 def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
@@ -65,7 +73,7 @@ def engine_arguments(
         "seed": 0,
     }
     if has_exact_sampler(engine):
-        arguments["logits_processors"] = [_EXACT_SAMPLERS[device]]
+        arguments["logits_processors"] = list(_PROCESSORS[device])
     if device == "cpu":
         # On a CPU, chunked prefill does not work with per-request seeds.
         arguments |= {
@@ -105,13 +113,8 @@ def max_num_seqs(engine: EngineConfig, device: str) -> int:
 
 
 def has_exact_sampler(engine: EngineConfig) -> bool:
-    """Return True if an engine has the processor that truncates to top-k and top-p.
-
-    vLLM takes no logits processors together with speculative decoding.
-    """
-    return engine.sampler == "exact" or (
-        engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER
-    )
+    """Return True if an engine has the processor that truncates to top-k and top-p."""
+    return engine.has_processors
 
 
 def truncates_exactly(engine: EngineConfig, device: str, decoding: Decoding) -> bool:
@@ -125,6 +128,36 @@ def truncates_exactly(engine: EngineConfig, device: str, decoding: Decoding) -> 
     if decoding.top_k is not None:
         return True
     return decoding.top_p < 1 and (engine.sampler == "exact" or device == "cpu")
+
+
+def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
+    """Return the sampling parameters of a decoding, for truncation by this package if `exactly`.
+
+    vLLM returns finished answers only, and decodes no text.
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    params: dict[str, object] = {
+        "temperature": decoding.temperature,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+        "detokenize": False,
+    }
+    own: dict[str, object] = {}
+    if isinstance(decoding, AdaptiveDecoding) and decoding.is_adaptive:
+        from ssd_ray.inference.vllm.adaptive import adaptive_arguments
+
+        # The processor divides by the temperature, so vLLM has to leave logits as they are.
+        params["temperature"] = 1.0
+        own |= adaptive_arguments(decoding)
+    if exactly:
+        from ssd_ray.inference.vllm.sampler import exact_arguments
+
+        drawn = exact_arguments(decoding.top_k, decoding.top_p)
+        extra = drawn["extra_args"]
+        assert isinstance(extra, dict)
+        return params | drawn | {"extra_args": own | extra}
+    params |= {"top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+    return params | ({"extra_args": own} if own else {})
 
 
 def num_workers(engine: EngineConfig, device: str) -> int:

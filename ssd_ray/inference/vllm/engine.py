@@ -28,7 +28,12 @@ from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.crashes.ending import end_process
 from ssd_ray.inference.crashes.start_failure import explain
-from ssd_ray.inference.vllm.arguments import engine_arguments, stat_loggers, truncates_exactly
+from ssd_ray.inference.vllm.arguments import (
+    decoding_params,
+    engine_arguments,
+    stat_loggers,
+    truncates_exactly,
+)
 from ssd_ray.inference.vllm.delivery import Delivery
 from ssd_ray.models import answers, ends
 from ssd_ray.reasoning import special_marks, spelled
@@ -292,25 +297,6 @@ class Engine:
         with self._decoding:
             text = spelled(spoken, self._marks, self._decode)
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))
-
-
-def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
-    """Return the sampling parameters of a decoding, for truncation by this package if `exactly`.
-
-    vLLM returns finished answers only, and decodes no text.
-    """
-    from vllm.sampling_params import RequestOutputKind
-
-    params = {
-        "temperature": decoding.temperature,
-        "output_kind": RequestOutputKind.FINAL_ONLY,
-        "detokenize": False,
-    }
-    if exactly:
-        from ssd_ray.inference.vllm.sampler import exact_arguments
-
-        return params | exact_arguments(decoding.top_k, decoding.top_p)
-    return params | {"top_k": decoding.top_k or 0, "top_p": decoding.top_p}
 
 
 def _bind_threads(cpus: float) -> None:

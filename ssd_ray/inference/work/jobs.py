@@ -19,6 +19,7 @@ from pathlib import Path
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import Decoding
+from ssd_ray.config.section import AdaptiveDecoding
 
 Coverage = Mapping[str, list[tuple[int, int]]]
 """Positions on record by source shard, as `Audit.coverage` returns them."""
@@ -100,10 +101,16 @@ def open_job(control: Path, job: OpenJob) -> None:
     spec = asdict(job.spec) | {
         "prompts": str(job.spec.prompts),
         "out": str(job.spec.out),
-        "decoding": {name: getattr(job.spec.decoding, name) for name in Decoding.model_fields},
+        "decoding": _decoding_record(job.spec.decoding),
     }
     record = {"number": job.number, "spec": spec, "covered": job.covered}
     files.write_atomic(control / "jobs" / job.name, json.dumps(record))
+
+
+def _decoding_record(decoding: Decoding) -> dict[str, object]:
+    """Return a decoding as JSON, without further fields of its class, such as the model."""
+    kind = AdaptiveDecoding if isinstance(decoding, AdaptiveDecoding) else Decoding
+    return {name: getattr(decoding, name) for name in kind.model_fields}
 
 
 def close_job(control: Path, key: str) -> None:
@@ -136,7 +143,7 @@ def read(control: Path, name: str) -> OpenJob:
                 **spec,
                 "prompts": Path(spec["prompts"]),
                 "out": Path(spec["out"]),
-                "decoding": Decoding(**spec["decoding"]),
+                "decoding": AdaptiveDecoding(**spec["decoding"]),
             }
         ),
         covered={

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssd_ray.config import Recipe, arms
+from ssd_ray.config.trained_models import TRAINED_CONTROLS
 from ssd_ray.reporting.numbers.counts import ProblemResult, Results
 from ssd_ray.statistics import selection
 from ssd_ray.statistics.differences import Difference, judged, pass_at_values
@@ -64,9 +65,12 @@ def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     models = arms.arms(recipe)
     control = recipe.evaluate.baseline
     yield from ((name, control) for name in families if name != control)
-    model = {name: models[next(iter(points.values()))].model for name, points in families.items()}
+    # A repeated training is compared with the baseline alone.
+    model = {
+        name: arms.weights(models[next(iter(points.values()))]) for name, points in families.items()
+    }
     trained = [name for name in families if model[name] == "ssd"]
-    others = [name for name in families if model[name] in (arms.NAIVE, arms.ACCEPTED)]
+    others = [name for name in families if model[name] in TRAINED_CONTROLS]
     yield from (
         (name, other) for name in trained for other in others if control not in (name, other)
     )

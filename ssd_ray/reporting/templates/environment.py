@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from ssd_ray.reporting import words
-from ssd_ray.reporting.numbers import profiles
+from ssd_ray.reporting.numbers import profiles, questions
 from ssd_ray.reporting.numbers.timings import USD_PER_GPU_HOUR
 from ssd_ray.statistics import differences
 
@@ -61,7 +61,8 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
     engine.globals.update(
         decoding=words.decoding,
         NOT_RECORDED=words.NOT_RECORDED,
-        CONTROLS=words.CONTROLS,
+        control_text=words.control,
+        PAPER_NO_CODE=questions.PAPER_NO_CODE,
         MIN_PROBLEMS=differences.MIN_PROBLEMS,
         MAX_FLIPS=MAX_FLIPS,
         USD_PER_GPU_HOUR=USD_PER_GPU_HOUR,
