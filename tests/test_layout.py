@@ -24,7 +24,7 @@ MAX_NAME = 60
 # A module may import from the lines below its own, and stages never from one another.
 LAYERS = [
     {"cli"},
-    {"pipeline", "standalone"},
+    {"pipeline", "standalone", "view"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"statistics", "analysis"},
     {"cluster", "recipes", "planner", "machine", "submissions"},

@@ -43,6 +43,7 @@ def test_help_names_every_verb() -> None:
         "run",
         "plan",
         "compare",
+        "view",
         "recipes",
     ):
         assert f"  {verb} " in shown

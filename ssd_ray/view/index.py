@@ -1,0 +1,318 @@
+"""Columns of a run's answers in DuckDB, read once from Parquet; texts stay on disk.
+
+- A row's `position` is the number of its file and its row there: it names the row, and sorts.
+- A shard that cannot be read is left out and named in `notes`.
+- `Shelf` keeps the latest indexes within a bound of rows.
+
+Reads shards of answers and verdicts; writes nothing but temporary files of DuckDB.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ssd_ray.artifacts.files import names
+from ssd_ray.errors import UserError
+from ssd_ray.view.runs import Run, Source, contained
+
+if TYPE_CHECKING:
+    import duckdb
+
+Value: TypeAlias = Any
+"""A cell, as DuckDB gives it."""
+MEMORY = "320MB"
+THREADS = 2
+_MAX_ROWS = 2_500_000
+_RECHECK_S = 5.0
+_MAGIC = b"PAR1"
+_FILE_BITS = 32
+_OPTIONS = "union_by_name=true, hive_partitioning=false"
+_VERDICT_COLUMNS = {
+    "outcome": "''",
+    "num_tests": "0",
+    "num_passed": "0",
+    "time_s": "0.0",
+    "peak_bytes": "0",
+}
+"""Columns of a verdict, and their values where an earlier version wrote none."""
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """Return a database in memory without extensions, bounded in memory and threads."""
+    import duckdb
+
+    folder = tempfile.gettempdir()
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": MEMORY,
+            "threads": THREADS,
+            "temp_directory": folder,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "preserve_insertion_order": False,
+        },
+    )
+
+
+def literal(path: Path) -> str:
+    """Return a path without meaning as a pattern, for `read_parquet`."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in str(path))
+
+
+class Index:
+    """The answers of a run as a table `answers` of a database."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.sources = run.sources()
+        self.files: list[Path] = []
+        self.notes: list[str] = []
+        self.rows = 0
+        self.has_health = False
+        self.stamp = stamp(run)
+        self.checked_at = time.monotonic()
+        self.lock = threading.Lock()
+        self._database = connect()
+        self._searches: OrderedDict[str, str] = OrderedDict()
+        self._build()
+
+    @contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a cursor for one thread."""
+        cursor = self._database.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._database.close()
+
+    def _build(self) -> None:
+        with self.cursor() as cursor:
+            cursor.execute(_TABLE)
+            cursor.execute("CREATE TABLE files (number INTEGER, path VARCHAR)")
+            for number, source in enumerate(self.sources):
+                self._add(cursor, number, source)
+            (self.rows,) = cursor.execute("SELECT count(*) FROM answers").fetchall()[0]
+
+    def _add(self, cursor: duckdb.DuckDBPyConnection, number: int, source: Source) -> None:
+        """Add the rows of one source, file by file where one of them cannot be read."""
+        import duckdb
+
+        answers = self._readable(source.answers)
+        if not answers:
+            return
+        verdicts = self._readable(source.verdicts) if source.verdicts else []
+        self._number(cursor, answers)
+        self._number(cursor, verdicts)
+        try:
+            self._verdicts(cursor, verdicts)
+        except duckdb.Error as error:
+            self.notes.append(f"verdicts of {source.name} cannot be read: {_first_line(error)}")
+            self._verdicts(cursor, [])
+        try:
+            self._insert(cursor, number, source, answers)
+        except duckdb.Error:
+            for path in answers:
+                try:
+                    self._insert(cursor, number, source, [path])
+                except duckdb.Error as error:
+                    self._note_unreadable(path, _first_line(error))
+        cursor.execute("DROP TABLE verdicts")
+
+    def _number(self, cursor: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
+        numbered = [[len(self.files) + place, str(path)] for place, path in enumerate(paths)]
+        if numbered:
+            cursor.executemany("INSERT INTO files VALUES (?, ?)", numbered)
+        self.files += paths
+
+    def _readable(self, directory: Path) -> list[Path]:
+        """Return shards with both ends of a Parquet file; note the others."""
+        kept = []
+        for name in sorted(names(directory)):
+            path = directory / name
+            if not name.endswith(".parquet") or name.startswith("."):
+                continue
+            if not contained(path, self.run.root):
+                self._note_unreadable(path, "it is a link out of the directories")
+            elif _has_both_ends(path):
+                kept.append(path)
+            else:
+                self._note_unreadable(path, "it is half-written or no Parquet file")
+        return kept
+
+    def _note_unreadable(self, path: Path, reason: str) -> None:
+        place = path.relative_to(self.run.path)
+        self.notes.append(f"{place} is left out: {reason}")
+
+    def _verdicts(self, cursor: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
+        cursor.execute("DROP TABLE IF EXISTS verdicts")
+        if not paths:
+            cursor.execute(
+                "CREATE TEMP TABLE verdicts (prompt_id VARCHAR, sample_index BIGINT, "
+                "outcome VARCHAR, num_tests INTEGER, num_passed INTEGER, time_s FLOAT, "
+                "peak_bytes BIGINT, verdict BIGINT)"
+            )
+            return
+        columns = _columns(cursor, paths[0])
+        chosen = ", ".join(
+            f"{name if name in columns else default} AS {name}"
+            for name, default in _VERDICT_COLUMNS.items()
+        )
+        cursor.execute(
+            f"CREATE TEMP TABLE verdicts AS SELECT prompt_id, sample_index, {chosen}, "
+            f"(f.number::BIGINT << {_FILE_BITS}) | file_row_number AS verdict "
+            f"FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v "
+            "JOIN files f ON f.path = v.filename",
+            [[literal(path) for path in paths]],
+        )
+
+    def _insert(
+        self, cursor: duckdb.DuckDBPyConnection, number: int, source: Source, paths: list[Path]
+    ) -> None:
+        cursor.execute(
+            f"""INSERT INTO answers SELECT
+              (f.number::BIGINT << {_FILE_BITS}) | a.file_row_number, {number},
+              ?, ?, a.prompt_id, a.sample_index, a.source, a.difficulty, a.finish_reason,
+              coalesce(len(a.output_token_ids), 0), coalesce(v.outcome, 'not graded'),
+              coalesce(v.num_passed, 0), coalesce(v.num_tests, 0), coalesce(v.time_s, 0),
+              coalesce(v.peak_bytes, 0), NULL, v.verdict
+            FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) a
+            JOIN files f ON f.path = a.filename
+            LEFT JOIN verdicts v USING (prompt_id, sample_index)""",
+            [source.stage, source.arm, [literal(path) for path in paths]],
+        )
+
+    def search(self, text: str) -> str:
+        """Return the table with the positions of answers and details that hold a text.
+
+        Case makes no difference. The latest searches are kept.
+        """
+        with self.lock:
+            if text in self._searches:
+                self._searches.move_to_end(text)
+                return self._searches[text]
+            table = f"search_{time.monotonic_ns()}"
+            with self.cursor() as cursor:
+                self._find(cursor, table, text)
+                self._searches[text] = table
+                while len(self._searches) > 8:
+                    cursor.execute(f"DROP TABLE {self._searches.popitem(last=False)[1]}")
+            return table
+
+    def _find(self, cursor: duckdb.DuckDBPyConnection, table: str, text: str) -> None:
+        cursor.execute(f"CREATE TABLE {table} (position BIGINT)")
+        match = "contains(lower({}), lower(?))"
+        directories = {source.answers for source in self.sources}
+        paths = [literal(path) for path in self.files if path.parent in directories]
+        if paths:
+            cursor.execute(
+                f"""INSERT INTO {table} SELECT (f.number::BIGINT << {_FILE_BITS}) |
+                  a.file_row_number
+                FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) a
+                JOIN files f ON f.path = a.filename WHERE {match.format("a.text")}""",
+                [paths, text],
+            )
+        for source in self.sources:
+            verdicts = [path for path in self.files if path.parent == source.verdicts]
+            if not verdicts or "detail" not in _columns(cursor, verdicts[0]):
+                continue
+            cursor.execute(
+                f"""INSERT INTO {table} SELECT position FROM answers a WHERE a.verdict IN (
+                  SELECT (f.number::BIGINT << {_FILE_BITS}) | v.file_row_number
+                  FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v
+                  JOIN files f ON f.path = v.filename WHERE {match.format("v.detail")})""",
+                [[literal(path) for path in verdicts], text],
+            )
+
+    def place(self, position: int) -> tuple[Path, int]:
+        """Return the file of a position, and its row there."""
+        return self.files[position >> _FILE_BITS], position & ((1 << _FILE_BITS) - 1)
+
+
+_TABLE = """CREATE TABLE answers (
+  position BIGINT, place UTINYINT, stage VARCHAR, arm VARCHAR, prompt_id VARCHAR,
+  sample_index INTEGER, benchmark VARCHAR, difficulty VARCHAR, finish VARCHAR, tokens INTEGER,
+  outcome VARCHAR, num_passed INTEGER, num_tests INTEGER, time_s FLOAT, peak_bytes BIGINT,
+  health UTINYINT, verdict BIGINT)"""
+
+
+def _columns(cursor: duckdb.DuckDBPyConnection, path: Path) -> set[str]:
+    described = cursor.execute("DESCRIBE SELECT * FROM read_parquet(?)", [[literal(path)]])
+    return {row[0] for row in described.fetchall()}
+
+
+def _has_both_ends(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(_MAGIC))
+            handle.seek(-len(_MAGIC), 2)
+            return head == handle.read() == _MAGIC
+    except OSError:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def stamp(run: Run) -> tuple[tuple[str, int], ...]:
+    """Return the number of shards of each directory with answers or verdicts."""
+    directories = [
+        directory
+        for source in run.sources()
+        for directory in (source.answers, source.verdicts)
+        if directory is not None
+    ]
+    return tuple((str(directory), len(names(directory))) for directory in directories)
+
+
+class Shelf:
+    """Indexes by name of the run, the latest ones within a bound of rows."""
+
+    def __init__(self) -> None:
+        self._indexes: OrderedDict[str, Index] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, run: Run) -> Index:
+        """Return the index of a run; new shards are read after a few seconds.
+
+        Raises:
+            UserError: the run has no answers.
+        """
+        with self._lock:
+            index = self._indexes.get(run.name)
+            if index is not None and time.monotonic() - index.checked_at > _RECHECK_S:
+                index.checked_at = time.monotonic()
+                if stamp(run) != index.stamp:
+                    self._drop(run.name)
+                    index = None
+            if index is None:
+                index = Index(run)
+                self._indexes[run.name] = index
+            self._indexes.move_to_end(run.name)
+            while len(self._indexes) > 1 and self._num_rows > _MAX_ROWS:
+                self._drop(next(iter(self._indexes)))
+        if not index.rows:
+            note = f" ({index.notes[0]})" if index.notes else ""
+            raise UserError(f"{run.name} has no answers yet{note}: open it again later")
+        return index
+
+    @property
+    def _num_rows(self) -> int:
+        return sum(index.rows for index in self._indexes.values())
+
+    def _drop(self, name: str) -> None:
+        # A page in another thread may still read: its cursor keeps the database.
+        self._indexes.pop(name)
