@@ -40,7 +40,7 @@ $(INSTALLED): requirements/cpu.lock requirements/torch_cpu.py pyproject.toml
 bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	mkdir -p benchmarks/figures
 	test -d build/trl/trl || $(BIN)/python -m pip install --quiet --no-deps --target build/trl trl==1.16.0
-	for name in startup loading_memory planner grading grading_at_size sampling sampling_at_size sampling_kills slow_storage scale_out loss_memory theory probe forecast training checkpointing fixed_point quickstart; do \
+	for name in startup loading_memory planner grading grading_at_size sampling sampling_at_size sampling_kills slow_storage scale_out loss_memory theory probe forecast training checkpointing fixed_point view quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
 
 toy-model: $(INSTALLED)  ## the paper's toy as a real model through the pipeline, against its known answer

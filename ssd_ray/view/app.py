@@ -10,19 +10,30 @@ import traceback
 from collections.abc import Callable
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ssd_ray.errors import UserError
-from ssd_ray.view import answers, pages, queries, rendering
+from ssd_ray.view import answers, live, pages, queries, takeaway
+from ssd_ray.view.changes import paired_by_problem
+from ssd_ray.view.classes import AT_ONCE, begin, classify
 from ssd_ray.view.filters import Filters
-from ssd_ray.view.index import Index, Shelf
+from ssd_ray.view.index import Index
 from ssd_ray.view.runs import Run, Runs
-from ssd_ray.view.security import Access, Guard
+from ssd_ray.view.security import REPORT_POLICY, Access, Guard
+from ssd_ray.view.shelf import Shelf
 from ssd_ray.view.summaries import Summaries
 
 _MAX_RAW = 64 << 20
@@ -39,6 +50,7 @@ class Viewer:
     def home(self, request: Request) -> Response:
         """Show the table of runs."""
         rows = [self.summaries.of(run) for run in self.runs.all().values() if run.exists]
+        probes = sorted(self.runs.probes())
         if not rows:
             roots = ", ".join(str(root) for root in self.runs.roots)
             raise UserError(
@@ -46,16 +58,27 @@ class Viewer:
                 "directory of another"
             )
         rows.sort(key=lambda row: (row.state != "running", row.name))
-        return pages.render("runs.html.j2", runs=rows)
+        return pages.render("runs.html.j2", runs=rows, probes=probes)
 
     def run(self, request: Request) -> Response:
         """Show one run."""
         run = self._run(request)
-        return pages.render("run.html.j2", run=run, summary=self.summaries.of(run))
+        return pages.render(
+            "run.html.j2",
+            run=run,
+            summary=self.summaries.of(run),
+            bars=live.bars(run),
+            loss=live.loss(run),
+            logs=live.logs(run),
+            probes=sorted(self.runs.probes()),
+            has_report=(run.path / "report" / "report.html").exists(),
+        )
 
     def answers(self, request: Request) -> Response:
         """Show the table of answers under the filters of the address."""
         run, index, filters = self._table(request)
+        if index.rows <= AT_ONCE and not index.has_health:
+            classify(index)
         return pages.render(
             "answers.html.j2",
             run=run,
@@ -76,33 +99,108 @@ class Viewer:
         """Show one answer, its neighbors under the filters, and other answers to its problem."""
         run, index, filters = self._table(request)
         row = self._row(request, index)
-        answer = answers.read_answer(index, row)
-        peers = queries.of_problem(index, row)
-        other_row = _other(peers, row, request.query_params.get("with", ""))
-        other = answers.read_answer(index, other_row) if other_row else None
-        prompt, statement = answers.prompt_text(index, answer.source, row.prompt_id)
-        return pages.render(
-            "answer.html.j2",
-            run=run,
-            index=index,
-            filters=filters,
-            answer=answer,
-            row=row,
-            prompt=prompt,
-            statement=statement,
-            failing=answers.failing_test(index, answer),
-            peers=peers,
-            other=other,
-            program_lines=rendering.difference(other.program, answer.program) if other else [],
-            before=queries.neighbor(index, filters, row, forward=False),
-            after=queries.neighbor(index, filters, row, forward=True),
-        )
+        arm = request.query_params.get("with", "")
+        return pages.render("answer.html.j2", **pages.answer_context(run, index, filters, row, arm))
 
     def raw(self, request: Request) -> Response:
         """Return the text of one answer as plain text."""
         _, index, _ = self._table(request)
         text = answers.read_answer(index, self._row(request, index)).text
         return PlainTextResponse(text.encode("utf-8", "replace")[:_MAX_RAW])
+
+    def changes(self, request: Request) -> Response:
+        """Show the problems that differ between two arms, of one run or of two."""
+        parameters = request.query_params
+        second = self._run(request)
+        first = self.runs.get(parameters.get("from_run", "") or second.name)
+        arms = [parameters.get("from", ""), parameters.get("to", "")]
+        sides = []
+        for run, arm in zip((first, second), arms, strict=True):
+            known = [source.arm for source in run.sources() if source.stage != "samples"]
+            if arm not in known:
+                raise UserError(
+                    f"{run.name} has no arm {arm!r}: it has {', '.join(known) or 'none yet'}"
+                )
+            sides.append(queries.solved(self.shelf.get(run), arm))
+        benchmark, way = parameters.get("benchmark", ""), parameters.get("way", "")
+        if way not in ("", "better", "worse", "equal"):
+            raise UserError(f"way={way!r} is none of better, worse and equal")
+        index = self.shelf.get(second)
+        return pages.render(
+            "changes.html.j2",
+            run=second,
+            first=first,
+            index=index,
+            arms=arms,
+            benchmark=benchmark,
+            way=way,
+            changes=paired_by_problem(sides[0], sides[1], benchmark),
+            benchmarks=sorted({each[0] for each in sides[1].values()}),
+            stage=next(source.stage for source in second.sources() if source.arm == arms[1]),
+        )
+
+    def compare(self, request: Request) -> Response:
+        """Compare two finished runs, as `ssd-ray compare` does."""
+        names = request.query_params.getlist("run")
+        if len(names) != 2:
+            raise UserError(f"a comparison takes two runs, and {len(names)} are ticked")
+        first, second = (self.runs.get(name) for name in names)
+        from ssd_ray.reporting.comparison import compare
+
+        shared = [arm for arm in second.arms() if arm in first.arms()]
+        return pages.render(
+            "compare.html.j2",
+            first=first,
+            second=second,
+            shared=shared,
+            comparison=compare(first.path, second.path),
+        )
+
+    def report(self, request: Request) -> Response:
+        """Show the report of a run, with links from its differences to the problems."""
+        run = self._run(request)
+        page = _text(run, "report", "report.html")
+        if page is None:
+            raise UserError(f"{run.name} has no report yet: make it with `ssd-ray report`")
+        # The report is a file of the run and stays as it is: links are added on the way out.
+        strip = pages.environment().get_template("report_links.html.j2")
+        links = strip.render(run=run, summary=self.summaries.of(run))
+        return _foreign_page(page.replace("<body>", f"<body>{links}", 1))
+
+    def probe(self, request: Request) -> Response:
+        """Show the page of a probe, with answers token by token."""
+        name = request.query_params.get("probe", "")
+        path = self.runs.probes().get(name)
+        if path is None:
+            raise UserError(f"there is no probe {name!r} below the directories of this command")
+        return _foreign_page(path.read_text("utf-8", "replace"))
+
+    def events(self, request: Request) -> Response:
+        """Stream the bars of a running run."""
+        run = self._run(request)
+        return StreamingResponse(live.events(run), media_type="text/event-stream")
+
+    def classify(self, request: Request) -> Response:
+        """Begin to compute the classes of health, and go back to the table."""
+        run, index, filters = self._table(request)
+        begin(index)
+        return RedirectResponse(f"/answers?{filters.address(run.name)}", 303)
+
+    def download(self, request: Request) -> Response:
+        """Return the rows under the filters as JSONL or Parquet."""
+        _, index, filters = self._table(request)
+        form = request.query_params.get("format", "")
+        if form not in ("jsonl", "parquet"):
+            raise UserError(f"format={form!r} is none of jsonl and parquet")
+        name = f"answers.{form}"
+        if form == "parquet":
+            path = takeaway.parquet_file(index, filters)
+            return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
+        return StreamingResponse(
+            takeaway.json_lines(index, filters),
+            media_type="application/x-ndjson",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
 
     def _row(self, request: Request, index: Index) -> queries.Row:
         parameters = request.query_params
@@ -119,12 +217,17 @@ class Viewer:
         return run, self.shelf.get(run), Filters.parse(request.query_params)
 
 
-def _other(peers: list[queries.Row], row: queries.Row, arm: str) -> queries.Row | None:
-    """Return the answer to compare with: that of an arm, else the first other arm's."""
-    others = [peer for peer in peers if peer.place != row.place]
-    named = [peer for peer in others if peer.arm == arm] or others
-    same = [peer for peer in named if peer.sample_index == row.sample_index]
-    return next(iter(same or named), None)
+def _text(run: Run, *parts: str) -> str | None:
+    path = run.inside(*parts)
+    try:
+        return None if path is None else path.read_text("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def _foreign_page(page: str) -> Response:
+    """Return a page of the package's own reports: styles and pictures are in it, no scripts."""
+    return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 def application(runs: Runs, access: Access) -> Starlette:
@@ -137,6 +240,13 @@ def application(runs: Runs, access: Access) -> Starlette:
         "/rows": viewer.rows,
         "/answer": viewer.answer,
         "/raw": viewer.raw,
+        "/changes": viewer.changes,
+        "/compare": viewer.compare,
+        "/report": viewer.report,
+        "/probe": viewer.probe,
+        "/events": viewer.events,
+        "/classify": viewer.classify,
+        "/download": viewer.download,
     }
     return Starlette(
         routes=[

@@ -23,7 +23,7 @@ FACETS = {
     "health": "Health",
 }
 """Filters by value: name in a link, heading."""
-CLASSES = ("empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate")
+CLASSES = ("empty", "stub", "no_code", "cut_off", "loop", "duplicate")
 """Classes of health, in the order of their bits; `none` is an answer in no class."""
 SORTS = {
     "position": "as on disk",

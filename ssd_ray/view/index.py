@@ -2,7 +2,6 @@
 
 - A row's `position` is the number of its file and its row there: it names the row, and sorts.
 - A shard that cannot be read is left out and named in `notes`.
-- `Shelf` keeps the latest indexes within a bound of rows.
 
 Reads shards of answers and verdicts; writes nothing but temporary files of DuckDB.
 """
@@ -19,20 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssd_ray.artifacts.files import names
-from ssd_ray.errors import UserError
 from ssd_ray.view.runs import Run, Source, contained
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 Value: TypeAlias = Any
 """A cell, as DuckDB gives it."""
 MEMORY = "320MB"
 THREADS = 2
-_MAX_ROWS = 2_500_000
-_RECHECK_S = 5.0
 _MAGIC = b"PAR1"
-_FILE_BITS = 32
+FILE_BITS = 32
+"""Bits of a position for the row; the others are the number of the file."""
 _OPTIONS = "union_by_name=true, hive_partitioning=false"
 _VERDICT_COLUMNS = {
     "outcome": "''",
@@ -48,6 +46,7 @@ def connect() -> duckdb.DuckDBPyConnection:
     """Return a database in memory without extensions, bounded in memory and threads."""
     import duckdb
 
+    # In memory, DuckDB would spill into the working directory, and that may be a run.
     folder = tempfile.gettempdir()
     return duckdb.connect(
         ":memory:",
@@ -78,6 +77,8 @@ class Index:
         self.notes: list[str] = []
         self.rows = 0
         self.has_health = False
+        self.is_classifying = False
+        self.num_classified = 0
         self.stamp = stamp(run)
         self.checked_at = time.monotonic()
         self.lock = threading.Lock()
@@ -121,6 +122,8 @@ class Index:
         except duckdb.Error as error:
             self.notes.append(f"verdicts of {source.name} cannot be read: {_first_line(error)}")
             self._verdicts(cursor, [])
+        # All files at once are read in parallel. A damaged one fails them all, so then each is
+        # read by itself, and the damaged one is named.
         try:
             self._insert(cursor, number, source, answers)
         except duckdb.Error:
@@ -172,7 +175,7 @@ class Index:
         )
         cursor.execute(
             f"CREATE TEMP TABLE verdicts AS SELECT prompt_id, sample_index, {chosen}, "
-            f"(f.number::BIGINT << {_FILE_BITS}) | file_row_number AS verdict "
+            f"(f.number::BIGINT << {FILE_BITS}) | file_row_number AS verdict "
             f"FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v "
             "JOIN files f ON f.path = v.filename",
             [[literal(path) for path in paths]],
@@ -183,7 +186,7 @@ class Index:
     ) -> None:
         cursor.execute(
             f"""INSERT INTO answers SELECT
-              (f.number::BIGINT << {_FILE_BITS}) | a.file_row_number, {number},
+              (f.number::BIGINT << {FILE_BITS}) | a.file_row_number, {number},
               ?, ?, a.prompt_id, a.sample_index, a.source, a.difficulty, a.finish_reason,
               coalesce(len(a.output_token_ids), 0), coalesce(v.outcome, 'not graded'),
               coalesce(v.num_passed, 0), coalesce(v.num_tests, 0), coalesce(v.time_s, 0),
@@ -194,11 +197,23 @@ class Index:
             [source.stage, source.arm, [literal(path) for path in paths]],
         )
 
+    def set_health(self, classes: pa.Table) -> None:
+        """Take a table of `position` and `classes`, the classes of health as bits."""
+        with self.cursor() as cursor:
+            cursor.register("classified", classes)
+            cursor.execute(
+                """CREATE OR REPLACE TABLE answers AS SELECT a.* REPLACE (
+                  c.classes::UTINYINT AS health)
+                FROM answers a LEFT JOIN classified c USING (position)"""
+            )
+        self.has_health = True
+
     def search(self, text: str) -> str:
         """Return the table with the positions of answers and details that hold a text.
 
         Case makes no difference. The latest searches are kept.
         """
+        # A lock: two pages with the same search should read the texts once.
         with self.lock:
             if text in self._searches:
                 self._searches.move_to_end(text)
@@ -218,7 +233,7 @@ class Index:
         paths = [literal(path) for path in self.files if path.parent in directories]
         if paths:
             cursor.execute(
-                f"""INSERT INTO {table} SELECT (f.number::BIGINT << {_FILE_BITS}) |
+                f"""INSERT INTO {table} SELECT (f.number::BIGINT << {FILE_BITS}) |
                   a.file_row_number
                 FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) a
                 JOIN files f ON f.path = a.filename WHERE {match.format("a.text")}""",
@@ -230,7 +245,7 @@ class Index:
                 continue
             cursor.execute(
                 f"""INSERT INTO {table} SELECT position FROM answers a WHERE a.verdict IN (
-                  SELECT (f.number::BIGINT << {_FILE_BITS}) | v.file_row_number
+                  SELECT (f.number::BIGINT << {FILE_BITS}) | v.file_row_number
                   FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v
                   JOIN files f ON f.path = v.filename WHERE {match.format("v.detail")})""",
                 [[literal(path) for path in verdicts], text],
@@ -238,7 +253,7 @@ class Index:
 
     def place(self, position: int) -> tuple[Path, int]:
         """Return the file of a position, and its row there."""
-        return self.files[position >> _FILE_BITS], position & ((1 << _FILE_BITS) - 1)
+        return self.files[position >> FILE_BITS], position & ((1 << FILE_BITS) - 1)
 
 
 _TABLE = """CREATE TABLE answers (
@@ -276,43 +291,3 @@ def stamp(run: Run) -> tuple[tuple[str, int], ...]:
         if directory is not None
     ]
     return tuple((str(directory), len(names(directory))) for directory in directories)
-
-
-class Shelf:
-    """Indexes by name of the run, the latest ones within a bound of rows."""
-
-    def __init__(self) -> None:
-        self._indexes: OrderedDict[str, Index] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, run: Run) -> Index:
-        """Return the index of a run; new shards are read after a few seconds.
-
-        Raises:
-            UserError: the run has no answers.
-        """
-        with self._lock:
-            index = self._indexes.get(run.name)
-            if index is not None and time.monotonic() - index.checked_at > _RECHECK_S:
-                index.checked_at = time.monotonic()
-                if stamp(run) != index.stamp:
-                    self._drop(run.name)
-                    index = None
-            if index is None:
-                index = Index(run)
-                self._indexes[run.name] = index
-            self._indexes.move_to_end(run.name)
-            while len(self._indexes) > 1 and self._num_rows > _MAX_ROWS:
-                self._drop(next(iter(self._indexes)))
-        if not index.rows:
-            note = f" ({index.notes[0]})" if index.notes else ""
-            raise UserError(f"{run.name} has no answers yet{note}: open it again later")
-        return index
-
-    @property
-    def _num_rows(self) -> int:
-        return sum(index.rows for index in self._indexes.values())
-
-    def _drop(self, name: str) -> None:
-        # A page in another thread may still read: its cursor keeps the database.
-        self._indexes.pop(name)

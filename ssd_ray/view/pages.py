@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
 from starlette.responses import HTMLResponse
 
-from ssd_ray.view import rendering
+from ssd_ray.view import answers, queries, rendering
 from ssd_ray.view.filters import FACETS, SORTS, Filters
+from ssd_ray.view.index import Index
+from ssd_ray.view.runs import Run
 
+Context: TypeAlias = dict[str, Any]
+"""Variables of a template."""
 HERE = Path(__file__).parent
 
 
@@ -71,6 +75,44 @@ def size(num_bytes: int) -> str:
     """Format a number of bytes in MiB or GiB."""
     mib = num_bytes / 2**20
     return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
+
+
+def answer_context(
+    run: Run, index: Index, filters: Filters, row: queries.Row, arm: str = ""
+) -> Context:
+    """Return all that the page of an answer shows; `arm` chooses the answer to compare with.
+
+    Raises:
+        UserError: the shard of the answer was deleted.
+    """
+    answer = answers.read_answer(index, row)
+    peers = queries.of_problem(index, row)
+    other_row = _other(peers, row, arm)
+    other = answers.read_answer(index, other_row) if other_row else None
+    prompt, statement = answers.prompt_text(index, answer.source, row.prompt_id)
+    return {
+        "run": run,
+        "index": index,
+        "filters": filters,
+        "answer": answer,
+        "row": row,
+        "prompt": prompt,
+        "statement": statement,
+        "failing": answers.failing_test(index, answer),
+        "peers": peers,
+        "other": other,
+        "program_lines": rendering.difference(other.program, answer.program) if other else [],
+        "before": queries.neighbor(index, filters, row, forward=False),
+        "after": queries.neighbor(index, filters, row, forward=True),
+    }
+
+
+def _other(peers: list[queries.Row], row: queries.Row, arm: str) -> queries.Row | None:
+    """Return the answer to compare with: that of an arm, else the first other arm's."""
+    others = [peer for peer in peers if peer.place != row.place]
+    named = [peer for peer in others if peer.arm == arm] or others
+    same = [peer for peer in named if peer.sample_index == row.sample_index]
+    return next(iter(same or named), None)
 
 
 def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:

@@ -81,7 +81,7 @@ class Page:
     """"" on the last page."""
 
 
-class _Condition:
+class Condition:
     """A condition in SQL with its parameters."""
 
     def __init__(self) -> None:
@@ -89,51 +89,54 @@ class _Condition:
         self.values: list[Value] = []
 
     def add(self, part: str, *values: Value) -> None:
+        """Add a part with its values; all parts have to hold."""
         self.parts.append(part)
         self.values += values
 
     @property
     def sql(self) -> str:
+        """The condition, with a mark for each value."""
         return " AND ".join(self.parts)
 
 
-def _condition(index: Index, filters: Filters) -> _Condition:
-    condition = _Condition()
+def condition(index: Index, filters: Filters) -> Condition:
+    """Return the condition of filters on the table of answers."""
+    chosen = Condition()
     for name in FACETS:
         values = getattr(filters, name)
         if name == "health":
-            _add_health(condition, values)
+            _add_health(chosen, values)
         elif values:
-            condition.add(f"{name} IN ({', '.join('?' * len(values))})", *values)
+            chosen.add(f"{name} IN ({', '.join('?' * len(values))})", *values)
     if filters.problem:
-        condition.add("prompt_id = ?", filters.problem)
+        chosen.add("prompt_id = ?", filters.problem)
     if filters.least is not None:
-        condition.add("tokens >= ?", filters.least)
+        chosen.add("tokens >= ?", filters.least)
     if filters.most is not None:
-        condition.add("tokens <= ?", filters.most)
+        chosen.add("tokens <= ?", filters.most)
     if filters.q:
-        condition.add(f"position IN (SELECT position FROM {index.search(filters.q)})")
-    return condition
+        chosen.add(f"position IN (SELECT position FROM {index.search(filters.q)})")
+    return chosen
 
 
-def _add_health(condition: _Condition, classes: Sequence[str]) -> None:
+def _add_health(chosen: Condition, classes: Sequence[str]) -> None:
     bits = sum(1 << CLASSES.index(name) for name in classes if name in CLASSES)
     parts = [f"(health & {bits}) <> 0"] if bits else []
     if "none" in classes:
         parts.append("health = 0")
     if classes:
-        condition.add(f"({' OR '.join(parts) or 'false'})")
+        chosen.add(f"({' OR '.join(parts) or 'false'})")
 
 
 def count(index: Index, filters: Filters) -> Count:
     """Count the answers under filters."""
-    condition = _condition(index, filters)
+    chosen = condition(index, filters)
     with index.cursor() as cursor:
         (row,) = cursor.execute(
             f"""SELECT count(*),
               count(*) FILTER (outcome NOT IN ('not graded', 'infrastructure_error')),
-              count(*) FILTER (outcome = 'accepted') FROM answers WHERE {condition.sql}""",
-            condition.values,
+              count(*) FILTER (outcome = 'accepted') FROM answers WHERE {chosen.sql}""",
+            chosen.values,
         ).fetchall()
     return Count(rows=row[0], graded=row[1], accepted=row[2])
 
@@ -146,30 +149,30 @@ def facets(index: Index, filters: Filters) -> dict[str, list[FacetValue]]:
 
 
 def _facet(index: Index, filters: Filters, name: str) -> list[FacetValue]:
-    chosen = getattr(filters, name)
-    condition = _condition(index, filters.without(name))
+    ticked = getattr(filters, name)
+    chosen = condition(index, filters.without(name))
     with index.cursor() as cursor:
         rows = cursor.execute(
-            f"SELECT {name}, count(*) FROM answers WHERE {condition.sql} "
+            f"SELECT {name}, count(*) FROM answers WHERE {chosen.sql} "
             "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 60",
-            condition.values,
+            chosen.values,
         ).fetchall()
     counts = {str(value): number for value, number in rows}
     # A chosen value without rows stays, so that it can be taken off.
-    counts |= {value: 0 for value in chosen if value not in counts}
+    counts |= {value: 0 for value in ticked if value not in counts}
     return [
-        FacetValue(value=value, rows=number, is_set=value in chosen)
+        FacetValue(value=value, rows=number, is_set=value in ticked)
         for value, number in counts.items()
     ]
 
 
 def _health_facet(index: Index, filters: Filters) -> list[FacetValue]:
-    condition = _condition(index, filters.without("health"))
+    chosen = condition(index, filters.without("health"))
     sums = ", ".join(f"count(*) FILTER ((health & {1 << bit}) <> 0)" for bit in range(len(CLASSES)))
     with index.cursor() as cursor:
         (row,) = cursor.execute(
-            f"SELECT {sums}, count(*) FILTER (health = 0) FROM answers WHERE {condition.sql}",
-            condition.values,
+            f"SELECT {sums}, count(*) FILTER (health = 0) FROM answers WHERE {chosen.sql}",
+            chosen.values,
         ).fetchall()
     return [
         FacetValue(value=name, rows=number, is_set=name in filters.health)
@@ -184,6 +187,7 @@ def page(index: Index, filters: Filters, after: str = "", rows: int = PAGE_ROWS)
     Raises:
         UserError: the key is none of this table.
     """
+    # One row more than shown shows if there is a next page, without a count.
     selected = _select(index, filters, after, rows + 1)
     kept = selected[:rows]
     last = key(kept[-1], filters) if len(selected) > rows else ""
@@ -198,21 +202,22 @@ def key(row: Row, filters: Filters) -> str:
 
 def neighbor(index: Index, filters: Filters, row: Row, *, forward: bool) -> Row | None:
     """Return the row before or after another one under filters, None at the ends."""
+    # The row before is the row after in the opposite order.
     turned = filters if forward else dataclasses.replace(filters, descending=not filters.descending)
     rows = _select(index, turned, key(row, filters), 1)
     return rows[0] if rows else None
 
 
 def _select(index: Index, filters: Filters, after: str, rows: int) -> list[Row]:
-    condition = _condition(index, filters)
+    chosen = condition(index, filters)
     sort = filters.sort
     relation, direction = ("<", "DESC") if filters.descending else (">", "ASC")
     if after:
         position, value = _parsed(after, sort)
         if sort == "position":
-            condition.add(f"position {relation} ?", position)
+            chosen.add(f"position {relation} ?", position)
         else:
-            condition.add(
+            chosen.add(
                 f"({sort} {relation} ? OR ({sort} = ? AND position {relation} ?))",
                 value,
                 value,
@@ -224,8 +229,8 @@ def _select(index: Index, filters: Filters, after: str, rows: int) -> list[Row]:
     with index.cursor() as cursor:
         return _rows(
             cursor.execute(
-                f"SELECT {_COLUMNS} FROM answers WHERE {condition.sql} ORDER BY {order} LIMIT ?",
-                [*condition.values, rows],
+                f"SELECT {_COLUMNS} FROM answers WHERE {chosen.sql} ORDER BY {order} LIMIT ?",
+                [*chosen.values, rows],
             ).fetchall()
         )
 

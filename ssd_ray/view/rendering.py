@@ -149,6 +149,7 @@ def difference(first: str, second: str) -> list[Line]:
 
 def _compared(before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
     # `ndiff` compares characters of similar lines, at a cost that hostile text drives up.
+    # Junk rules would hide differences in long programs.
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     for kind, low, high, start, stop in matcher.get_opcodes():
         if kind == "equal":

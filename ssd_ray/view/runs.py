@@ -166,6 +166,14 @@ class Runs:
             self._scanned_at = time.monotonic()
         return self._known
 
+    def probes(self) -> dict[str, Path]:
+        """Return the pages of probes by name."""
+        return {
+            str(page.parent.relative_to(root)) if page.parent != root else root.name: page
+            for root in self.roots
+            for page in _probes(root, 0)
+        }
+
     def _name(self, path: Path, root: Path, known: dict[str, Run]) -> str:
         inner = "" if path == root else str(path.relative_to(root))
         several = len(self.roots) > 1
@@ -185,6 +193,19 @@ class Runs:
                 "or renamed, or the link is from other directories"
             )
         return run
+
+
+def _probes(path: Path, depth: int) -> Iterator[Path]:
+    """Yield the pages of probes at and below a path; links are not followed."""
+    inner = set(names(path))
+    if {"probe.html", "heads.parquet"} <= inner and not (path / "probe.html").is_symlink():
+        yield path / "probe.html"
+    if depth == _MAX_DEPTH:
+        return
+    for name in sorted(inner - _CONTAINERS):
+        child = path / name
+        if not name.startswith(".") and child.is_dir() and not child.is_symlink():
+            yield from _probes(child, depth + 1)
 
 
 def _walk(path: Path, depth: int) -> Iterator[Path]:

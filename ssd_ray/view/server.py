@@ -106,3 +106,15 @@ def _open(address: str) -> bool:
         return webbrowser.open(address)
     except webbrowser.Error:
         return False
+
+
+def export_site(directories: Sequence[Path], out: Path, rows: int) -> Path:
+    """Write the site of one run; return the path of its first page.
+
+    Raises:
+        UserError: as for `export.export`.
+    """
+    from ssd_ray.view.export import export
+
+    export(Runs.below(directories), out, rows)
+    return out / "index.html"

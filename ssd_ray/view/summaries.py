@@ -67,6 +67,7 @@ class Summaries:
 
 
 def _summary(run: Run, state: State) -> Summary:
+    # Of parts with shards: generations/ARM and verdicts/ARM are one level deeper.
     timings = [
         (path.parent, read_document(path))
         for pattern in ("*/timing.json", "*/*/timing.json")

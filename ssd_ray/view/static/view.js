@@ -52,7 +52,9 @@ for (const place of document.querySelectorAll("[data-events]")) {
   const events = new EventSource(place.dataset.events);
   events.addEventListener("state", (event) => {
     const seen = JSON.parse(event.data);
-    place.replaceChildren(...seen.bars.map(bar));
+    const loss = document.createElement("p");
+    loss.textContent = seen.loss;
+    place.replaceChildren(...seen.bars.map(bar), loss);
   });
   events.addEventListener("end", () => { events.close(); location.reload(); });
 }
