@@ -196,6 +196,16 @@ class ForecastFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepFacts(Facts):
+    """Facts of `sweep/`."""
+
+    cells: int
+    """Cells, those of the base included."""
+    problems: int
+    """Problems behind each cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportFacts(Facts):
     """Facts of `report/`: the headline estimates, under the name of their metric."""
 

@@ -35,6 +35,7 @@ REVISIONS: Mapping[str, int] = {
     "verdicts": 2,
     "report": 1,
     "forecast": 1,
+    "sweep": 0,
     "completions": 0,
 }
 """Revisions by kind of artifact.

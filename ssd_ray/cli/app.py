@@ -38,6 +38,7 @@ from ssd_ray.cli.options import (
     takes,
 )
 from ssd_ray.cli.science import commands as science
+from ssd_ray.cli.sweep import commands as sweep
 from ssd_ray.cli.view import commands as view
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
@@ -280,6 +281,7 @@ app.add_typer(listing)
 app.add_typer(science)
 app.add_typer(forecast)
 app.add_typer(view)
+app.add_typer(sweep)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

@@ -188,6 +188,33 @@ class GradeOptions:
         ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of `ssd-ray sweep`."""
+
+    recipe: RecipeArgument
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="FIELD=V1,V2",
+            help="An axis: a field of sample or train, evaluate.temperature, evaluate.top_k, "
+            "evaluate.top_p, or checkpoint (exported steps). May be repeated.",
+        ),
+    ] = None
+    overrides: Set = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Directory; default is runs/NAME/sweep, or $SSD_RAY_RUNS/NAME/sweep."
+        ),
+    ] = None
+    no_fit: Annotated[bool, typer.Option("--no-fit", help="Fit nothing over T_eff.")] = False
+    plan: Annotated[bool, typer.Option("--plan", help="Print the cost and end.")] = False
+    as_json: Json = False
+    quiet: Quiet = False
+
+
 def takes(
     options: type[OptionsT],
 ) -> Callable[[Callable[[OptionsT], None]], Callable[..., None]]:

@@ -189,6 +189,66 @@ def cells(grid: Cells, words: Words) -> Drawing:
     return _drawing(frame, parts, words)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dots:
+    """Points of one color, each with an interval (low, high) and a text."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
+    texts: Sequence[str]
+    color: int
+
+
+def scatter(
+    groups: Sequence[Dots],
+    words: Words,
+    curve: Sequence[tuple[float, float]] = (),
+    band: tuple[float, float] | None = None,
+) -> Drawing:
+    """Draw points with intervals, a curve through them, and a band of x."""
+    ys = [end for dots in groups for interval in dots.intervals for end in interval]
+    ys += [y for _, y in curve]
+    xs = [x for dots in groups for x in dots.xs]
+    # Values start anywhere, not at zero: differences between points are the subject.
+    room = 0.06 * (max(ys) - min(ys) or 1.0)
+    side = 0.04 * (max(xs) - min(xs) or 1.0)
+    frame = _Frame(
+        width=_WIDTH,
+        height=_HEIGHT,
+        x_low=min(xs) - side,
+        x_high=max(xs) + side,
+        y_low=min(ys) - room,
+        y_high=max(ys) + room,
+    )
+    parts = []
+    if band is not None:
+        # An interval may leave the chart.
+        left, right = (frame.x(min(max(x, frame.x_low), frame.x_high)) for x in band)
+        parts.append(
+            f'<rect class="band" x="{left}" y="{_TOP}" width="{max(right - left, 1):.1f}" '
+            f'height="{_HEIGHT - _TOP - _BOTTOM}"/>'
+        )
+    parts += _axes(frame, words, ticks(frame.x_low, frame.x_high))
+    if curve:
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in curve)
+        parts.append(f'<polyline class="line fit" points="{path}"/>')
+    for dots in groups:
+        color = _color(dots.color)
+        for x, y, (low, high), text in zip(
+            dots.xs, dots.ys, dots.intervals, dots.texts, strict=True
+        ):
+            at = frame.x(x)
+            parts.append(
+                f'<g style="stroke:{color};fill:{color}"><title>{escape(text)}</title>'
+                f'<line x1="{at}" y1="{frame.y(low)}" x2="{at}" y2="{frame.y(high)}" '
+                f'stroke-opacity="0.35"/><circle cx="{at}" cy="{frame.y(y)}" r="4"/></g>'
+            )
+    parts += _legend([(dots.label, dots.color) for dots in groups], words.title)
+    return _drawing(frame, parts, words)
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Return round numbers from `low` to `high`, at most seven."""
     rough = (high - low) / (_MOST_TICKS - 1)
