@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import duckdb
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -25,7 +26,7 @@ from starlette.responses import (
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
 from ssd_ray.view import answers, live, pages, queries, takeaway
 from ssd_ray.view.changes import paired_by_problem
 from ssd_ray.view.classes import AT_ONCE, begin, classify
@@ -254,7 +255,13 @@ def application(runs: Runs, access: Access) -> Starlette:
             Mount("/static", StaticFiles(directory=pages.HERE / "static")),
         ],
         middleware=[Middleware(Guard, access=access)],
-        exception_handlers={UserError: _mistake, HTTPException: _http_error, Exception: _crash},
+        exception_handlers={
+            UserError: _mistake,
+            HTTPException: _http_error,
+            duckdb.Error: _unreadable,
+            OSError: _unreadable,
+            Exception: _crash,
+        },
     )
 
 
@@ -265,6 +272,11 @@ def _mistake(_: Request, error: Exception) -> Response:
 def _http_error(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     return pages.message("this address is none of the view: begin at the table of runs", status)
+
+
+def _unreadable(_: Request, error: Exception) -> Response:
+    reason = one_line(error, 200)
+    return pages.message(f"a file of the run was deleted or is damaged: {reason}", 404)
 
 
 def _crash(_: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssd_ray.errors import one_line
 from ssd_ray.view.filters import CLASSES
 from ssd_ray.view.index import FILE_BITS, Index
 
@@ -32,14 +33,16 @@ def classify(index: Index) -> None:
     members: list[NDArray[Any]] = []
     for source in index.sources:
         seen: set[bytes] = set()
-        for number, path in enumerate(index.files):
-            if path.parent == source.answers:
-                first = number << FILE_BITS
+        for number, path in index.shards(source.answers):
+            first = number << FILE_BITS
+            try:
                 for bits in _of_shard(path, seen):
                     positions.append(np.arange(first, first + len(bits), dtype=np.int64))
                     members.append(bits)
                     first += len(bits)
                     index.num_classified += len(bits)
+            except (OSError, pa.ArrowException) as error:
+                index.notes.append(f"{path.name} has no health: {one_line(error, 200)}")
     table = pa.table(
         {
             "position": np.concatenate([np.zeros(0, np.int64), *positions]),

@@ -74,6 +74,7 @@ class Index:
         self.run = run
         self.sources = run.sources()
         self.files: list[Path] = []
+        self.damaged: set[Path] = set()
         self.notes: list[str] = []
         self.rows = 0
         self.has_health = False
@@ -131,8 +132,17 @@ class Index:
                 try:
                     self._insert(cursor, number, source, [path])
                 except duckdb.Error as error:
+                    self.damaged.add(path)
                     self._note_unreadable(path, _first_line(error))
         cursor.execute("DROP TABLE verdicts")
+
+    def shards(self, directory: Path | None) -> list[tuple[int, Path]]:
+        """Return number and path of the readable shards of a directory."""
+        return [
+            (number, path)
+            for number, path in enumerate(self.files)
+            if path.parent == directory and path not in self.damaged
+        ]
 
     def _number(self, cursor: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
         numbered = [[len(self.files) + place, str(path)] for place, path in enumerate(paths)]
@@ -229,8 +239,9 @@ class Index:
     def _find(self, cursor: duckdb.DuckDBPyConnection, table: str, text: str) -> None:
         cursor.execute(f"CREATE TABLE {table} (position BIGINT)")
         match = "contains(lower({}), lower(?))"
-        directories = {source.answers for source in self.sources}
-        paths = [literal(path) for path in self.files if path.parent in directories]
+        paths = [
+            literal(path) for source in self.sources for _, path in self.shards(source.answers)
+        ]
         if paths:
             cursor.execute(
                 f"""INSERT INTO {table} SELECT (f.number::BIGINT << {FILE_BITS}) |
@@ -240,7 +251,7 @@ class Index:
                 [paths, text],
             )
         for source in self.sources:
-            verdicts = [path for path in self.files if path.parent == source.verdicts]
+            verdicts = [path for _, path in self.shards(source.verdicts)]
             if not verdicts or "detail" not in _columns(cursor, verdicts[0]):
                 continue
             cursor.execute(

@@ -55,7 +55,7 @@ def _of_file(
               FROM read_parquet(?, filename=true, file_row_number=true, union_by_name=true,
                 hive_partitioning=false) p JOIN files f ON f.path = p.filename"""
             parameters.append([literal(path) for path in verdicts])
-        reader: pa.RecordBatchReader = cursor.execute(
+        reader: pa.RecordBatchReader = cursor.sql(
             f"""SELECT t.stage, t.arm, t.prompt_id, t.sample_index, t.benchmark, t.difficulty,
               t.outcome, t.num_passed, t.num_tests, t.finish AS finish_reason, t.tokens, t.time_s,
               t.peak_bytes, a.seed, a.text, v.code, v.detail
@@ -63,7 +63,7 @@ def _of_file(
             JOIN read_parquet(?, file_row_number=true, hive_partitioning=false) a
               ON a.file_row_number = t.position & {_MASK}
             LEFT JOIN ({programs}) v ON v.verdict = t.verdict ORDER BY t.position""",
-            parameters,
+            params=parameters,
         ).to_arrow_reader(2048)
         yield from reader
 

@@ -23,14 +23,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def client_of(*directories: Path) -> TestClient:
-    """Return a client of the application that has shown its token."""
+    """Return a client of the application after it has shown its token."""
     access = Access(host="127.0.0.1", port=8765, token=TOKEN)
     client = TestClient(
         application(Runs.below(directories), access),
         base_url="http://127.0.0.1:8765",
         raise_server_exceptions=False,
     )
-    assert client.get("/", params={"token": TOKEN}).status_code == 200
+    client.get("/", params={"token": TOKEN})
+    assert client.cookies
     return client
 
 

@@ -1,0 +1,165 @@
+"""Pages in Chromium: known rows, accessibility, keyboard, two widths, two themes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import BROWSER
+from tests.support.synthetic_run import Made, make_run, reported
+from tests.view.browser import chromium, served, watched
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH"),
+]
+PAGES = {
+    "runs": "/",
+    "run": "/run?run=first",
+    "answers": "/answers?run=first",
+    "search": "/answers?run=first&q=print&outcome=wrong_answer&sort=tokens&descending=1",
+    "answer": "/answer?run=first&in=generations/ssd&id=builtin/00&n=1",
+    "changes": "/changes?run=first&from=base&to=ssd",
+    "compare": "/compare?run=first&run=second",
+    "message": "/answers?run=nothing",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
+    """Two reported runs; the first as its rows."""
+    folder = tmp_path_factory.mktemp("browsed")
+    made = [make_run(folder / name, seed=seed) for seed, name in enumerate(("first", "second"))]
+    for each in made:
+        reported(each)
+        (each.path / "recipe.yaml").write_text((each.path / "report" / "recipe.yaml").read_text())
+    return folder, made[0]
+
+
+@pytest.fixture(scope="module")
+def base(runs: tuple[Path, Made]) -> Iterator[str]:
+    """The address of a view over both runs."""
+    with served(runs[0]) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (1440, "dark")])
+def test_pages_fit_and_are_accessible(base: str, browser: Any, width: int, scheme: str) -> None:
+    axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text()
+    with watched(browser, base, width, scheme) as seen:
+        for name, address in PAGES.items():
+            seen.page.goto(base + address)
+            needed = seen.page.evaluate("document.documentElement.scrollWidth")
+            assert needed <= width, name
+            # Through the debugger: the policy of the page refuses added scripts.
+            seen.page.evaluate(axe)
+            violations = seen.page.evaluate("axe.run().then(result => result.violations)")
+            bad = [
+                (each["id"], each["nodes"][0]["html"][:200])
+                for each in violations
+                if each["impact"] in ("serious", "critical")
+            ]
+            assert bad == [], name
+        faults = [fault for fault in seen.faults if "404" not in fault]
+        assert faults == []
+
+
+def test_filters_swap_the_table_and_the_address(
+    base: str, browser: Any, runs: tuple[Path, Made]
+) -> None:
+    rows = runs[1].verdicts["ssd"]
+    wrong = sum(row.outcome == "wrong_answer" for row in rows)
+    with watched(browser, base) as seen:
+        page = seen.page
+        page.goto(f"{base}/answers?run=first&arm=ssd")
+        assert page.inner_text("#count strong") == str(len(rows))
+        page.evaluate("window.kept = 1")
+        page.check("input[name=outcome][value=wrong_answer]")
+        page.wait_for_function(f"document.querySelector('#count strong')?.textContent == '{wrong}'")
+        assert "outcome=wrong_answer" in page.url
+        # The page itself was not loaded again.
+        assert page.evaluate("window.kept") == 1
+        link = page.url
+        page.goto(f"{base}/")
+        page.goto(link)
+        assert page.inner_text("#count strong") == str(wrong)
+        page.go_back()
+        assert seen.faults == []
+
+
+def test_rows_scroll_to_the_last(base: str, browser: Any, runs: tuple[Path, Made]) -> None:
+    with watched(browser, base) as seen:
+        page = seen.page
+        page.goto(f"{base}/answers?run=first&stage=generations")
+        total = sum(len(rows) for rows in runs[1].verdicts.values())
+        for _ in range(10):
+            page.mouse.wheel(0, 20_000)
+            page.wait_for_timeout(100)
+        assert page.locator("a.row").count() == total
+        texts = page.locator("a.row").all_inner_texts()
+        arms = page.locator("tbody td:nth-child(2)").all_inner_texts()
+        assert len(set(zip(texts, arms, strict=True))) == total
+        assert seen.faults == []
+
+
+def test_the_keyboard_alone_reads_an_answer(base: str, browser: Any) -> None:
+    with watched(browser, base) as seen:
+        page = seen.page
+        page.goto(f"{base}/answers?run=first&arm=base")
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "q"
+        page.keyboard.press("Tab")
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("j")
+        first = page.evaluate("document.activeElement.textContent")
+        page.keyboard.press("j")
+        assert page.evaluate("document.activeElement.textContent") != first
+        page.keyboard.press("k")
+        assert page.evaluate("document.activeElement.textContent") == first
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/answer?*")
+        one = page.url
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url(lambda url: url != one)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url(one)
+        assert seen.faults == []
+
+
+def test_two_ticks_open_the_comparison(base: str, browser: Any) -> None:
+    with watched(browser, base) as seen:
+        page = seen.page
+        assert page.is_disabled("#compare-button")
+        for name in ("first", "second"):
+            page.check(f"input[value={name}]")
+        page.click("#compare-button")
+        page.wait_for_selector("h1:has-text('first and second')")
+        assert seen.faults == []
+
+
+def test_a_difference_leads_to_its_problems(
+    base: str, browser: Any, runs: tuple[Path, Made]
+) -> None:
+    scores = json.loads((runs[1].path / "report" / "scores.json").read_text())
+    paired = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["difference"]["pass@1"]
+    with watched(browser, base) as seen:
+        page = seen.page
+        page.goto(f"{base}/report?run=first")
+        page.click(f"text='{paired['better']} better'")
+        assert page.locator("a.row").count() == paired["better"]
+        page.locator("a.row").first.click()
+        page.wait_for_selector("#count")
+        assert page.locator("a.row").count() == 12
+        assert seen.faults == []
