@@ -150,6 +150,12 @@ class ScoredModel:
         device: torch.device = self._head.weight.device
         return device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        dtype: torch.dtype = self._head.weight.dtype
+        return dtype
+
     @torch.no_grad()
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Return the last hidden states of padded sequences, [sequences, tokens, width]."""
@@ -246,6 +252,36 @@ def batches(contexts: Sequence[Context], budget: int = BATCH_TOKENS) -> list[tup
     return [tuple(group) for group in groups]
 
 
+def states(model: ScoredModel, contexts: Sequence[Context], batch: Sequence[int]) -> Tensor:
+    """Return the hidden states of the positions of one batch, [positions, width].
+
+    Its positions are in the order of `score`, and `ScoredModel.logits` takes them.
+    """
+    ids, line_of, _, places = _places(contexts, batch)
+    return model.hidden(ids)[line_of, places - 1]
+
+
+def _places(
+    contexts: Sequence[Context], batch: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the padded ids of a batch, and line, offset and place of each position."""
+    members = [contexts[row] for row in batch]
+    width = max(len(context.token_ids) for context in members)
+    ids = torch.zeros((len(members), width), dtype=torch.int64)
+    for line, context in enumerate(members):
+        ids[line, : len(context.token_ids)] = torch.tensor(context.token_ids)
+    lines = [line for line, context in enumerate(members) for _ in range(context.num_positions)]
+    offsets = [
+        offset
+        for context in members
+        for offset in range(context.num_skipped, len(context.output_token_ids))
+    ]
+    line_of, offset_of = torch.tensor(lines), torch.tensor(offsets)
+    prompts = torch.tensor([len(context.prompt_token_ids) for context in members])
+    # Padding is never selected: each line has its own number of positions.
+    return ids, line_of, offset_of, prompts[line_of] + offset_of
+
+
 def score(
     models: Sequence[ScoredModel],
     contexts: Sequence[Context],
@@ -263,21 +299,7 @@ def score(
     Raises:
         UserError: a logit is NaN or infinite; the message names the position.
     """
-    members = [contexts[row] for row in batch]
-    width = max(len(context.token_ids) for context in members)
-    ids = torch.zeros((len(members), width), dtype=torch.int64)
-    for line, context in enumerate(members):
-        ids[line, : len(context.token_ids)] = torch.tensor(context.token_ids)
-    lines = [line for line, context in enumerate(members) for _ in range(context.num_positions)]
-    offsets = [
-        offset
-        for context in members
-        for offset in range(context.num_skipped, len(context.output_token_ids))
-    ]
-    line_of, offset_of = torch.tensor(lines), torch.tensor(offsets)
-    prompts = torch.tensor([len(context.prompt_token_ids) for context in members])
-    # Padding is never selected: each line has its own number of positions.
-    places = prompts[line_of] + offset_of
+    ids, line_of, offset_of, places = _places(contexts, batch)
     rows = torch.tensor(batch)[line_of]
     # The state before a token predicts it.
     states = [model.hidden(ids)[line_of, places - 1] for model in models]

@@ -90,6 +90,15 @@ def progress(sums: Tensor) -> Progress:
     )
 
 
+def effective_temperature(sums: Tensor, temperature: float) -> float | None:
+    """Return the temperature reached by the model, decoded at a temperature, of summed sums.
+
+    Tempering the model divides its log-probabilities, and so the covariances, by the temperature.
+    """
+    variances, covariances = sums[4:].view(2, -1)
+    return _temperature(variances.tolist(), (covariances / temperature).tolist())
+
+
 def weights(sums: Tensor) -> dict[str, Tensor]:
     """Return the weight of each row of sums, [rows, NUM_SUMS], in each signal, by its name.
 

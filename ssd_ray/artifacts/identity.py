@@ -35,6 +35,8 @@ REVISIONS: Mapping[str, int] = {
     "verdicts": 2,
     "report": 1,
     "forecast": 1,
+    "states": 0,
+    "probes": 0,
     "sweep": 0,
     "completions": 0,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 
@@ -188,6 +189,13 @@ class GradeOptions:
         ]
 
 
+class SweepMeasure(StrEnum):
+    """Measures of `ssd-ray sweep`."""
+
+    answers = "answers"
+    probe = "probe"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """Options of `ssd-ray sweep`."""
@@ -202,6 +210,13 @@ class SweepOptions:
             "evaluate.top_p, or checkpoint (exported steps). May be repeated.",
         ),
     ] = None
+    measure: Annotated[
+        SweepMeasure,
+        typer.Option(
+            help="answers: graded answers of every cell. probe: distributions on held-out answers "
+            "of the base, one forward pass a student."
+        ),
+    ] = SweepMeasure.answers
     overrides: Set = None
     out: Annotated[
         Path | None,

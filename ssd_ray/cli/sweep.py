@@ -27,7 +27,7 @@ def sweep(options: SweepOptions) -> None:
     Example: ssd-ray sweep quickstart --over sample.temperature=0.8,1.2,1.6 --over
     evaluate.temperature=0.2,0.6,1.0,1.4
     """
-    from ssd_ray.pipeline.sweeping import SweepRun, cost_lines
+    from ssd_ray.pipeline.sweep_run import SweepRun, cost_lines
     from ssd_ray.progress import progress
     from ssd_ray.recipes.sweeps import design
     from ssd_ray.reporting.numbers.sweep_document import read_sweep
@@ -39,7 +39,7 @@ def sweep(options: SweepOptions) -> None:
     )
     name = designed.recipe.name
     directory = options.out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / name / "sweep"
-    run = SweepRun(designed, directory, show)
+    run = SweepRun(designed, directory, show, options.measure.value)
     # The cost comes first, so that a mistake in the axes can be stopped in time.
     for line in cost_lines(designed, run.states()):
         show.say(line)

@@ -5,20 +5,20 @@
 
 - One sampling for each decoding of the samples, one training for each student, and one pool of
   engines for all answers of a student. The base draws all samples and its own answers at once.
-- Each artifact is named by its values. So a larger sweep keeps those of a smaller one.
-- Students are trained one after another, and each answers before the next one is trained.
+- Each artifact is named by its values, so a larger sweep keeps those of a smaller one.
+- Each student answers before the next one is trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ssd_ray import config
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.facts import AnswerFacts, SweepFacts
-from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.config import Arm, arms
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.errors import UserError
@@ -32,16 +32,22 @@ from ssd_ray.pipeline.rendering import (
     answering_model_choices,
     model_choices,
 )
-from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.sampling import BASE, Generations, Samples
 from ssd_ray.pipeline.step import Step
+from ssd_ray.pipeline.sweep_probing import (
+    BASE_STATES,
+    VERB,
+    CellProbes,
+    HeldOutAnswers,
+    ProbeSweep,
+    States,
+    held_out_prompts,
+)
 from ssd_ray.pipeline.training import Checkpoint, Dataset
-from ssd_ray.progress import Progress
 from ssd_ray.recipes.cells import Cell, Student
 from ssd_ray.recipes.sweeps import Design
-from ssd_ray.submissions.owner import Work
 
-VERB = "sweep"
+Measure = Literal["answers", "probe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +62,21 @@ class SweptModel(TrainedModel):
         return f"checkpoint/{self.student}"
 
 
-def sweep_steps(design: Design) -> list[Step]:
-    """List the steps of a sweep in their order."""
-    return _Steps(design).steps
+PROBE = "sweep-probe"
+
+
+def sweep_steps(design: Design, measure: Measure = "answers") -> list[Step]:
+    """List the steps of a sweep in their order.
+
+    Raises:
+        UserError: distributions are to be measured, and too few prompts are held out of training.
+    """
+    steps = _Steps(design)
+    if measure == "answers":
+        steps.answers()
+    else:
+        steps.probes()
+    return steps.steps
 
 
 class _Steps:
@@ -68,18 +86,71 @@ class _Steps:
         recipe = design.recipe
         self.steps: list[Step] = []
         self._recipe = recipe
+        self._design = design
         self._model = model_choices(recipe)
         self._answering = answering_model_choices(recipe, self._model)
         self._render()
-        samples = self._samples(design.students)
+        self._samples_of = self._samples(design.students)
+
+    def answers(self) -> None:
+        """Add the answers of every cell, and the page."""
+        design = self._design
         # The base answers before any training, with the engines that draw the samples.
         verdicts = self._answers(design.cells_of(None), None)
-        datasets = self._datasets(design.students, samples)
+        datasets = self._datasets(design.students, self._samples_of)
         for student in design.students:
             checkpoint = self._checkpoint(student, datasets[student.samples])
             verdicts += self._answers(design.cells_of(student), checkpoint)
         inputs = (self._eval_prompts, *verdicts)
-        self.steps.append(Sweep(name=VERB, recipe=recipe, inputs=inputs, design=design))
+        self.steps += [Sweep(name=VERB, recipe=self._recipe, inputs=inputs, design=design)]
+
+    def probes(self) -> None:
+        """Add the distributions of every student, and the page."""
+        design = self._design
+        datasets = self._datasets(design.students, self._samples_of)
+        naive = next(student for student in design.students if student.is_naive)
+        held_out = HeldOutAnswers(
+            samples=f"samples/{naive.samples}", prompts=held_out_prompts(design)
+        )
+        base = States(
+            name=BASE_STATES,
+            recipe=self._recipe,
+            inputs=(self._prompts, self._samples_of[naive.samples]),
+            answers=held_out,
+            checkpoint=None,
+        )
+        self.steps.append(base)
+        probes: list[Step] = []
+        for student in design.students:
+            checkpoint = self._checkpoint(student, datasets[student.samples])
+            probes += [self._probe(student, checkpoint, n, base) for n in design.checkpoints]
+        page = ProbeSweep(name=PROBE, recipe=self._recipe, inputs=tuple(probes), design=design)
+        self.steps.append(page)
+
+    def _probe(
+        self, student: Student, checkpoint: Checkpoint, step: int | None, base: States
+    ) -> CellProbes:
+        """Add the states of a student and its distributions, and return the latter."""
+        model = Cell(student=student, step=step, decoding=self._design.decodings[0]).model
+        states = States(
+            name=f"states/{model}",
+            recipe=self._recipe,
+            inputs=(*base.inputs, checkpoint),
+            answers=base.answers,
+            checkpoint=_directory(checkpoint, step),
+            step=step,
+        )
+        probe = CellProbes(
+            name=f"probes/{model}",
+            recipe=self._recipe,
+            inputs=(base, states),
+            design=self._design,
+            student=student,
+            base=base,
+            own=states,
+        )
+        self.steps += [states, probe]
+        return probe
 
     def _render(self) -> None:
         recipe = self._recipe
@@ -152,17 +223,13 @@ class _Steps:
     def _generations(self, cell: Cell, checkpoint: Checkpoint | None) -> Generations:
         inputs: tuple[Step, ...] = (self._eval_prompts,)
         model = "base" if checkpoint is None else "ssd"
-        directory = None if checkpoint is None else checkpoint.name
-        if checkpoint is not None and cell.step not in (None, checkpoint.recipe.train.steps):
-            # The last step is exported as the checkpoint itself.
-            directory = f"{checkpoint.name}/steps/step-{cell.step}"
         return CellAnswers(
             name=f"generations/{cell.name}",
             recipe=self._recipe,
             inputs=inputs if checkpoint is None else (*inputs, checkpoint),
             arm=Arm(model=model, **cell.decoding.model_dump()),
             model=self._answering,
-            checkpoint=directory,
+            checkpoint=None if checkpoint is None else _directory(checkpoint, cell.step),
             engines=cell.model,
             step=cell.step,
         )
@@ -179,6 +246,13 @@ class _Steps:
             prompts="eval-prompts",
             samples_per_prompt=self._recipe.evaluate.samples_per_problem,
         )
+
+
+def _directory(checkpoint: Checkpoint, step: int | None) -> str:
+    """Return the directory of a student at an exported step; the last is the checkpoint itself."""
+    if step in (None, checkpoint.recipe.train.steps):
+        return checkpoint.name
+    return f"{checkpoint.name}/steps/step-{step}"
 
 
 def swept_model(student: Student) -> SweptModel:
@@ -254,60 +328,3 @@ class Sweep(Step):
         files.write_atomic(out / "sweep.json", sweep_document.sweep_text(document))
         files.write_atomic(out / "sweep.html", page.sweep_page(document))
         return SweepFacts(cells=len(results), problems=len(asked))
-
-
-class SweepRun(Run):
-    """A sweep in its directory. Another process with other axes is other work."""
-
-    def __init__(self, design: Design, out: Path, progress: Progress) -> None:
-        """Take the design and the directory."""
-        super().__init__(design.recipe, out, progress, sweep_steps(design))
-        self._design = design
-
-    def make_sweep(self) -> list[Artifact]:
-        """Make and return the page with everything behind it.
-
-        Raises:
-            UserError: as for `Run.make`.
-            InfrastructureError: as for `Run.make`.
-        """
-        return self.make(VERB)
-
-    def work(self, verb: str) -> Work:
-        """Return the work of the sweep as other commands see it."""
-        own = super().work(verb)
-        axes = {axis.field: list(axis.values) for axis in self._design.axes}
-        return replace(own, choices={**own.choices, "axes": axes})
-
-
-def cost_lines(design: Design, states: Iterable[tuple[Step, State]]) -> Iterator[str]:
-    """Yield the cost of a sweep, and the part of it that is left."""
-    kinds = {"sample": "sampling", "train": "training", "generate": "set of answers"}
-    # An iterator: the states are read twice.
-    states = list(states)
-    total, left = [], []
-    for verb, noun in kinds.items():
-        own = [state for step, state in states if step.verb == verb]
-        pending = sum(state != "complete" for state in own)
-        if own:
-            total.append(_counted(len(own), noun))
-            left.append(_counted(pending, noun))
-    added = sum(student.added for student in design.students)
-    yield f"sweep: {design.shape} cells cost {_listed(total)}"
-    if added:
-        yield (
-            f"sweep: {added} of the trainings {'are' if added > 1 else 'is'} added: T_train 1 "
-            "without truncation teaches nothing by theory, and shows the effect of fine-tuning"
-        )
-    if any(state == "complete" for _, state in states):
-        yield f"sweep: of these are left {_listed(left)}"
-
-
-def _counted(number: int, noun: str) -> str:
-    first, space, rest = noun.partition(" ")
-    return f"{number} {first}{'' if number == 1 else 's'}{space}{rest}"
-
-
-def _listed(parts: list[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last

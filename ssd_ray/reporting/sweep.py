@@ -86,10 +86,13 @@ def map_rows(document: SweepDocument, measure: MetricSweep) -> Iterator[MapRow]:
     largest = max(gaps, default=0.0) or 1.0
     for row in sorted(document.rows, key=lambda row: kinds.index(row.kind)):
         cells = {cell.column: cell for cell in measure.cells if cell.row == row.name}
+        # Some measures have no value of the base.
+        if not cells:
+            continue
         yield MapRow(
             row=row,
             name=_row_name(row),
-            note=_row_note(row),
+            note=_row_note(row, document.measure),
             cells=tuple(
                 _map_cell(measure, cells[column.name], largest) if column.name in cells else None
                 for column in document.columns
@@ -106,9 +109,9 @@ def _row_name(row: Row) -> str:
     return ", ".join(parts)
 
 
-def _row_note(row: Row) -> str:
+def _row_note(row: Row, measure: str) -> str:
     if row.t_train is None:
-        return "its own truncation"
+        return "its own truncation" if measure == "answers" else "decoded like the students"
     added = ", added" if row.added else ""
     return f"{_cut(row.top_k, row.top_p)}{added}"
 

@@ -6,13 +6,14 @@ Pure functions of the contents of sweep.json.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssd_ray.reporting.numbers.sweep_document import (
     GroupFit,
     Luck,
     MetricSweep,
     Paired,
+    Row,
     SweepDocument,
 )
 from ssd_ray.reporting.words import NBSP, counted, points
@@ -38,6 +39,9 @@ class Finding:
 
 def findings(document: SweepDocument) -> Iterator[Finding]:
     """Yield the findings of every benchmark, by its first measure."""
+    if document.measure == "probe":
+        yield from probe_findings(document)
+        return
     for benchmark, measures in document.sets.items():
         measure = measures[0]
         where = f"{benchmark}, {measure.metric}"
@@ -45,6 +49,61 @@ def findings(document: SweepDocument) -> Iterator[Finding]:
             yield _gain(luck, where)
         for group in measure.fits:
             yield _peak(group, where, measure)
+
+
+def probe_findings(document: SweepDocument) -> Iterator[Finding]:
+    """Yield the temperature that each student reached, and how far values follow T_eff."""
+    for effective, *measures in document.sets.values():
+        rows = {row.name: row for row in document.rows}
+        t_eval = {column.name: column.temperature for column in document.columns}
+        for name in dict.fromkeys(cell.row for cell in effective.cells):
+            # Decoded at T_eval, the temperature is that many times as high.
+            cell = next(each for each in effective.cells if each.row == name)
+            yield _reached(rows[name], cell.value, t_eval[cell.column or ""])
+        for measure in measures:
+            for group in measure.fits:
+                yield _follows(group, measure)
+
+
+def _reached(row: Row, value: Interval | None, t_eval: float) -> Finding:
+    where = f"{row.name}: temperature reached by training"
+    if value is None:
+        return Finding(
+            where=where,
+            what="No temperature: the student is no tempering of the base.",
+            note=f"Its samples had T_train {row.t_train:g}.",
+            warns=True,
+        )
+    at, low, high = (end / t_eval for end in (value.estimate, value.low, value.high))
+    return Finding(
+        where=where,
+        what=f"{at:.3f} ({low:.3f} to {high:.3f})",
+        note=(
+            f"Its samples had T_train {row.t_train:g}. Decoded at T_eval, its temperature is "
+            "T_eval times this number."
+        ),
+        warns=False,
+    )
+
+
+def _follows(group: GroupFit, measure: MetricSweep) -> Finding:
+    """Return how far a value depends on T_eff alone."""
+    where = f"{measure.metric} over T_eff, {group.group}"
+    if group.fit is None:
+        return Finding(where=where, what="No fit.", note=f"{group.refused}.", warns=True)
+    fit = group.fit
+    explained = "unknown" if fit.curve.r2 is None else f"{fit.curve.r2:.3f}"
+    return Finding(
+        where=where,
+        what=f"R² of a quadratic in T_eff: {explained}.",
+        note=" ".join(
+            [
+                f"{counted(fit.curve.cells, 'cell')} at {fit.curve.temperatures} T_eff.",
+                # The scatter of exact values is rounding, so it tests no fit.
+                *_tests(replace(fit, lack_of_fit=None)),
+            ]
+        ),
+    )
 
 
 def _gain(luck: Luck, where: str) -> Finding:

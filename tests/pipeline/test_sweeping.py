@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline.sweeping import SweepRun, cost_lines
+from ssd_ray.pipeline.sweep_run import SweepRun, cost_lines
 from ssd_ray.progress import LineProgress
 from ssd_ray.recipes.sweeps import design
 from ssd_ray.reporting.numbers.sweep_document import SweepDocument, read_sweep

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ CHUNKS = 8
 """Divisor of the loss's chunk size: a measurement takes several times as many bytes per logit."""
 
 
+def held_out_order(prompts: Iterable[str], seed: int) -> list[str]:
+    """Return the prompts in the order in which they are held out, each once."""
+    return sorted(
+        set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
+    )
+
+
 def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Examples | None]:
     """Split a data set into rows to train on and held-out rows; None without `samples`.
 
@@ -49,9 +56,7 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     if not samples:
         return examples, None
     prompts = examples.prompt_ids()
-    order = sorted(
-        set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
-    )
+    order = held_out_order(prompts, seed)
     # A prompt is held out with all its samples, because they resemble one another.
     count = dict(zip(*np.unique(np.array(prompts), return_counts=True), strict=True))
     enough = np.cumsum([count[prompt] for prompt in order]) < samples
