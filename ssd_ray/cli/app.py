@@ -91,6 +91,10 @@ def _make(
     if not out:
         hints.begin(directory, show)
     with hints.resume_hint(show):
+        if loaded.rounds > 1 or (directory / "rounds.json").exists():
+            from ssd_ray.cli.rounds import make_rounds
+
+            return make_rounds(loaded, directory, verb, show)
         artifacts = Run(loaded, directory, show).make(verb)
     for artifact in artifacts:
         typer.echo(f"{artifact.path}")

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from ssd_ray.config.engines import REPLACES_SAMPLER, ClusterConfig, EngineConfig, RolesChoice
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
+from ssd_ray.config.rounds import StopConfig
 from ssd_ray.config.sampling import (
     Contamination,
     Policies,
@@ -58,6 +59,7 @@ __all__ = [
     "RolesChoice",
     "SampleConfig",
     "Section",
+    "StopConfig",
     "TrainConfig",
     "choices",
     "defaults",
@@ -116,6 +118,12 @@ class Recipe(Section):
     """The vLLM engine."""
     cluster: ClusterConfig = ClusterConfig()
     """Devices, numbers of workers and retries."""
+    rounds: int = tuning(1, ge=1, le=100)
+    """Rounds of self-distillation by `ssd-ray run`: each samples from the student of the round
+    before, frozen, in a run directory of its own (docs/rounds.md). 1 is the paper's method.
+    """
+    stop: StopConfig = tuning(StopConfig())
+    """Limits at which rounds stop before the last one."""
     sources: dict[str, str] = tuning({})
     """Origins of values, by dotted field name."""
 
