@@ -5,6 +5,7 @@ Exit codes:
 - 0: done.
 - 1: an infrastructure failure; the same command resumes.
 - 2: a mistake in the input, explained in one sentence.
+- 3: a capability regressed, with `panel --fail-on-regression`.
 - 130: interrupted.
 - 141: the reader of the output has gone, such as `head`.
 
@@ -37,6 +38,7 @@ from ssd_ray.cli.options import (
     seeds_override,
     takes,
 )
+from ssd_ray.cli.panel import commands as panel
 from ssd_ray.cli.science import commands as science
 from ssd_ray.cli.sweep import commands as sweep
 from ssd_ray.cli.view import commands as view
@@ -286,6 +288,7 @@ app.add_typer(science)
 app.add_typer(forecast)
 app.add_typer(view)
 app.add_typer(sweep)
+app.add_typer(panel)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from ssd_ray.config.engines import REPLACES_SAMPLER, ClusterConfig, EngineConfig, RolesChoice
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
+from ssd_ray.config.panel import Capability
 from ssd_ray.config.rounds import StopConfig
 from ssd_ray.config.sampling import (
     Contamination,
@@ -124,6 +125,10 @@ class Recipe(Section):
     """
     stop: StopConfig = tuning(StopConfig())
     """Limits at which rounds stop before the last one."""
+    panel: dict[str, Capability] = tuning({})
+    """Capabilities for `ssd-ray panel`, by name: what the training may cost elsewhere
+    (docs/panel.md).
+    """
     sources: dict[str, str] = tuning({})
     """Origins of values, by dotted field name."""
 

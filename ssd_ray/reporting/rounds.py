@@ -190,7 +190,6 @@ def charts(state: Rounds) -> Iterator[Drawing]:
         yield lines(
             [Line(label="student", xs=rounds, ys=values, color=1)],
             Words(
-                title=title,
                 x="round",
                 y=f"{title.lower()} ({unit})",
                 alt=f"{title} by round: {', '.join(number(value, 3) for value in values)}.",

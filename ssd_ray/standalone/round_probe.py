@@ -6,12 +6,16 @@ forks by the support of the first base. Reads a probe's tables.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssd_ray.analysis.collapse import ProbeState
+from ssd_ray.artifacts import files
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress
@@ -20,6 +24,8 @@ from ssd_ray.standalone.probe import Choices, ProbeJob, probe
 from ssd_ray.standalone.probe_models import recipe_of
 
 _LEAST_MASS = 1e-12
+_STATES = "states.json"
+"""States of a complete probe, so that a finished round is not measured again."""
 
 
 def probe_round(
@@ -36,6 +42,28 @@ def probe_round(
     Raises:
         UserError: as for `probe`, or no position of the contexts is a fork.
     """
+    key = _key(first, run)
+    record = out / _STATES
+    if record.exists() and (known := files.read_json(record)).get("key") == key:
+        return ProbeState(**known["base"]), ProbeState(**known["student"])
+    states = _measure(first, run, out, progress)
+    base, student = (asdict(each) for each in states)
+    files.write_atomic(record, json.dumps({"key": key, "base": base, "student": student}))
+    return states
+
+
+def _key(first: Path, run: Path) -> str:
+    """Return a digest of both models and of the contexts, from their manifests."""
+    manifests = (first / "checkpoint", run / "checkpoint", first / "dataset")
+    sha = hashlib.sha256()
+    for directory in manifests:
+        sha.update((directory / "manifest.json").read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _measure(
+    first: Path, run: Path, out: Path, progress: Progress
+) -> tuple[ProbeState, ProbeState]:
     sample = recipe_of(first).sample
     models = (str(first),) if run == first else (str(first), str(run / "checkpoint"))
     job = ProbeJob(

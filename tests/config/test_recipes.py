@@ -174,11 +174,12 @@ def test_the_fields_that_are_printed_have_the_true_defaults(
     assert {name for name, value in listed.items() if value is config.REQUIRED} == required | {
         "evaluate.arms",
         "evaluate.benchmarks[].name",
+        *(f"panel.NAME.{name}" for name in ("kind", "source", "tolerance")),
     }
     assert {name: listed[name] for name in left_out.keys() - required} == {
         name: left_out[name] for name in left_out.keys() - required
     }
-    within = ("train.lora.", "evaluate.benchmarks[].")
+    within = ("train.lora.", "evaluate.benchmarks[].", "panel.NAME.")
     assert {name for name in listed.keys() - left_out.keys() if not name.startswith(within)} == {
         "evaluate.arms"
     }

@@ -321,6 +321,8 @@ def test_records_of_an_earlier_run_are_not_exported(tmp_path: Path) -> None:
         "tokenizer.json",
         "manifest.json",
         "fingerprint.json",
+        "made-from.json",
+        "devices.json",
         "timing.json",
         "training.json",
         "loss.jsonl",

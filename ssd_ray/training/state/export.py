@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ssd_ray.artifacts import device_use, manifests
 from ssd_ray.artifacts.files import read_json, replace_directory, sync
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.training.model import expert_parallel
@@ -24,7 +25,15 @@ from ssd_ray.training.model.adapters import adapter_of, is_adapter, plain_name
 FINISHED = "training.json"
 STEPS = "steps"
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
-_NOT_COPIED = {"fingerprint.json", "manifest.json", "timing.json", FINISHED}
+_NOT_COPIED = {
+    "fingerprint.json",
+    "manifest.json",
+    manifests.MADE_FROM,
+    "timing.json",
+    device_use.NAME,
+    FINISHED,
+}
+"""Records of an artifact: a base that this package trained has them, and they are not its own."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _NOT_DECODING = {
     *_TOKENS,
