@@ -64,6 +64,7 @@ def first_collapse(states: Sequence[ProbeState], limits: StopConfig) -> int | No
 
 
 def _samples(first: SampleState, drawn: SampleState, limits: StopConfig) -> Iterator[str]:
+    # A share of a share: two thirds distinct of a base with two thirds is no fall.
     if drawn.distinct < limits.distinct * first.distinct:
         yield _fell("distinct answers", drawn.distinct, first.distinct, "distinct")
     if drawn.no_code > first.no_code + limits.no_code_rise:
@@ -79,6 +80,7 @@ def _samples(first: SampleState, drawn: SampleState, limits: StopConfig) -> Iter
 
 
 def _probe(base: ProbeState, student: ProbeState, limits: StopConfig) -> Iterator[str]:
+    # Ratios, because entropies of different models have no common scale.
     if student.fork_entropy < limits.fork_entropy * base.fork_entropy:
         yield (
             f"the entropy at forks fell from {base.fork_entropy:.3g} to "

@@ -62,6 +62,7 @@ def choose(
         logits = model.logits(hidden[torch.arange(len(rows), device=hidden.device), last])
         scores = logits.double().log_softmax(1).cpu()
         for place, row in enumerate(rows):
+            # Labels that the question lacks are no choice.
             own = scores[place, list(labels[row])]
             chosen[row] = int(own.argmax())
             in_format[row] = bool(own.max() >= scores[place].max())
@@ -84,8 +85,10 @@ def divergences(
     for rows in batches(texts):
         ids = _padded([texts[row] for row in rows])
         states = [each.hidden(ids) for each in (base, model)]
+        # Padding has no logits computed: the output head is by far the widest layer.
         for place, row in enumerate(rows):
             own = [each[place, : len(texts[row])] for each in states]
+            # Float64 logits of a complete text could take gigabytes.
             for start in range(0, len(texts[row]), _POSITIONS):
                 log_base, log_p = (
                     scored.logits(part[start : start + _POSITIONS]).double().log_softmax(1)

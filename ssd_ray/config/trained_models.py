@@ -134,6 +134,7 @@ def trained_models(recipe: Recipe) -> dict[str, TrainedModel]:
             f"{mean}-mean",
             train=train.model_copy(update={"loss_mean": mean}),
         )
+    # Seeds follow from the run's, so that more of them leave the earlier trainings as they are.
     for training in range(2, train.seeds + 1):
         name = repetition(training)
         models[name] = _like_student(models[STUDENT], name, seed=recipe.seed + training - 1)

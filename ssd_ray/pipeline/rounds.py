@@ -48,6 +48,7 @@ def round_recipe(recipe: Recipe, number: int, out: Path) -> Recipe:
     if number == 1:
         return recipe.model_copy(update=single)
     student = (out / f"round-{number - 1}" / "checkpoint").resolve()
+    # A revision names a commit of the hub, which the checkpoint has not.
     model = recipe.model.model_copy(update={"source": str(student), "revision": None})
     return recipe.model_copy(update={**single, "model": model})
 
@@ -103,6 +104,7 @@ def run_rounds(recipe: Recipe, out: Path, acts: Acts, progress: Progress) -> Rou
         progress.say(f"round {number} of {recipe.rounds}: samples of {chosen.model.source}")
         # Written first: an interrupted first round is known as one.
         _write(out, state)
+        # Samples first: a collapsed model is not worth another training.
         acts.make(chosen, run, "prepare")
         row = RoundRow(round=number, samples=acts.samples(run))
         state = _with(out, state, row)

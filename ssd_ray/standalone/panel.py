@@ -173,6 +173,7 @@ def kind_of_answer(verdict: Verdict, text: str, *, is_numeric: bool) -> str:
         return "ungraded"
     if verdict.outcome == "accepted":
         return "right"
+    # A verdict on a number has no program, so the text alone shows a code block.
     if verdict.outcome in ("no_code", "wrong_block"):
         return "wrong_format"
     return "wrong_format" if is_numeric and _FENCE in text else "wrong"
@@ -263,6 +264,7 @@ def _labels(tokenizer: Any, name: str, after_template: bool) -> Ids:
     ids: list[int] = []
     for label in LABELS:
         spelled = label if after_template else f" {label}"
+        # Some tokenizers write a space of its own before a word: the last token is the letter.
         own = tokenizer.encode(spelled, add_special_tokens=False)
         ids.append(own[-1])
     if len(set(ids)) < len(ids):

@@ -129,6 +129,7 @@ def divergence_of_heads(
     head = np.where(shares > 0, shares * (log_p - log_base), 0.0).sum(axis=1)
     rest = np.clip(1 - shares.sum(axis=1), 0.0, None)
     base_rest = np.clip(1 - np.exp(log_base).sum(axis=1), _LEAST_MASS, None)
+    # A rest of rounding errors would have a ratio of any size.
     ratio = np.log(np.clip(rest, _LEAST_MASS, None) / base_rest)
     divergence: NDArray[np.float64] = np.clip(head + rest * ratio, 0.0, None)
     return divergence

@@ -34,6 +34,7 @@ def regression(difference: Difference, tolerance: float) -> Regression:
     verdict: RegressionVerdict = "cannot tell"
     if difference.reading == "too few problems":
         verdict = "cannot tell"
+    # Checked before the sign: a small loss that is certain and tolerable is no regression.
     elif difference.low >= -tolerance:
         verdict = "no regression"
     elif difference.reading == "lower":
@@ -47,6 +48,7 @@ def divergence_regression(divergence: Interval, tolerance: float) -> Regression:
     A divergence is never below zero, so it is compared with the tolerance on both sides.
     """
     verdict: RegressionVerdict = "cannot tell"
+    # Training always moves the model, so zero is no hypothesis to test.
     if divergence.high <= tolerance:
         verdict = "no regression"
     elif divergence.low > tolerance:

@@ -78,6 +78,7 @@ def spread_of_trainings(values: Values, *, confidence: float) -> TrainingSpread:
         float((rest**2).sum()) / free[2],
     )
     cells = trainings * problems
+    # An estimate of a variance may be negative where trainings hardly differ.
     between = max(0.0, squares[0] - squares[2])
     problem_half = _student(free[1], confidence) * math.sqrt(squares[1] / cells)
     training_half = _student(free[0], confidence) * math.sqrt(squares[0] / cells)

@@ -94,6 +94,7 @@ def adapt(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     entropy = -(scores.exp() * scores.clamp(min=torch.finfo(scores.dtype).min)).sum(1, keepdim=True)
     lowered = _BASE ** (columns.theta / entropy.clamp(min=_LEAST_ENTROPY))
     temperature = (columns.temperature * lowered).clamp(min=_LEAST_TEMPERATURE)
+    # In place: logits of a batch are hundreds of megabytes.
     logits.div_(temperature)
     # The logarithm of min-p 0 is minus infinity: no logit is below that.
     border = logits.amax(1, keepdim=True) + columns.min_p.log()
