@@ -33,6 +33,7 @@ REPEATS = 5
 BARS = {
     "start_up": 1.0,
     "first_page": 0.3,
+    "first_table": 0.3,
     "filter": 0.5,
     "search": 3.0,
     "answer": 0.15,
@@ -134,6 +135,11 @@ class Server:
             assert b"<main" in reply.read()
         return time.perf_counter() - began
 
+    def is_reading(self, run: str) -> bool:
+        """Return True while the columns of a run are being read."""
+        with self._opener.open(f"{self.base}/answers?{urlencode({'run': run})}") as reply:
+            return bool(reply.status == 202)
+
     def status(self, name: str) -> int:
         """Return a number of /proc/PID/status in KiB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -153,6 +159,10 @@ def measure(run: Path) -> dict[str, float]:
     try:
         figures["first_page"] = server.seconds("/")
         figures["first_table"] = server.seconds("/answers", run=name)
+        began = time.perf_counter()
+        while server.is_reading(name):
+            time.sleep(0.05)
+        figures["index"] = figures["first_table"] + time.perf_counter() - began
         slowest = [
             statistics.median(
                 server.seconds("/answers", run=name, **filters) for _ in range(REPEATS)

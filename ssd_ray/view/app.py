@@ -34,7 +34,7 @@ from ssd_ray.view.filters import Filters
 from ssd_ray.view.index import Index
 from ssd_ray.view.runs import Run, Runs
 from ssd_ray.view.security import REPORT_POLICY, Access, Guard
-from ssd_ray.view.shelf import Shelf
+from ssd_ray.view.shelf import Shelf, StillReadingError
 from ssd_ray.view.summaries import Summaries
 
 _MAX_RAW = 64 << 20
@@ -257,6 +257,7 @@ def application(runs: Runs, access: Access) -> Starlette:
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={
             UserError: _mistake,
+            StillReadingError: _still_reading,
             HTTPException: _http_error,
             duckdb.Error: _unreadable,
             OSError: _unreadable,
@@ -267,6 +268,10 @@ def application(runs: Runs, access: Access) -> Starlette:
 
 def _mistake(_: Request, error: Exception) -> Response:
     return pages.message(str(error), 404)
+
+
+def _still_reading(_: Request, error: Exception) -> Response:
+    return pages.render("reading.html.j2", 202, name=str(error))
 
 
 def _http_error(_: Request, error: Exception) -> Response:
