@@ -6,6 +6,7 @@ Reads the shard of the answer, its prompt, its verdicts, and the benchmark's tes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,16 @@ from pathlib import Path
 from ssd_ray.artifacts.files import Json
 from ssd_ray.artifacts.shards import shard_paths
 from ssd_ray.errors import UserError
+from ssd_ray.view import rendering
 from ssd_ray.view.index import Index, Value, literal
 from ssd_ray.view.queries import Row
-from ssd_ray.view.rendering import MAX_TEXT, bounded
 from ssd_ray.view.runs import Source, contained
+
+_DIFFERENT = re.compile(
+    r"(?:line \d+ is|returned|answered) (?P<got>.+) "
+    r"and should (?:be|have returned|have answered) (?P<expected>.+)"
+)
+"""Details of `evaluation/judging`, which name the value and the right one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class FailingTest:
     input: str
     expected: str
     missing: str
+    compared: tuple[rendering.Line, ...] = ()
+    """The differing part by the verdict's detail: "-" expected, "+" got; () if it names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +175,17 @@ def failing_test(index: Index, answer: Answer) -> FailingTest | None:
     test_input, expected = tests[judged.failed_test]
     return FailingTest(
         number=judged.failed_test + 1,
-        input=bounded(test_input, MAX_TEXT // 10),
-        expected=bounded(expected, MAX_TEXT // 10),
+        input=rendering.bounded(test_input, rendering.MAX_TEXT // 10),
+        expected=rendering.bounded(expected, rendering.MAX_TEXT // 10),
         missing="",
+        compared=compared_values(judged.detail),
     )
+
+
+def compared_values(detail: str) -> tuple[rendering.Line, ...]:
+    """Return the two values of a detail; verdicts keep no other part of the output."""
+    match = _DIFFERENT.search(detail)
+    return () if match is None else tuple(rendering.difference(match["expected"], match["got"]))
 
 
 def _missing(judged: Judged, reason: str) -> FailingTest:

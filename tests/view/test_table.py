@@ -217,6 +217,22 @@ def test_filtered_rows_are_taken_away(client: TestClient, made: Made, form: str)
     assert all(row["text"] == texts[row["prompt_id"], row["sample_index"]] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("detail", "signs"),
+    [
+        ("test 1: line 2 is '3' and should be '4'", [("-", "'4'"), ("+", "'3'")]),
+        ("test 1: returned 'a' and should have returned 'b'", [("-", "'b'"), ("+", "'a'")]),
+        ("test 1: TypeError: 'int' object is not iterable", []),
+    ],
+)
+def test_got_and_expected_are_those_of_the_verdict(
+    detail: str, signs: list[tuple[str, str]]
+) -> None:
+    from ssd_ray.view.answers import compared_values
+
+    assert [(line.sign, line.text) for line in compared_values(detail)] == signs
+
+
 def test_an_exported_site_has_its_links(made: Made, tmp_path: Path) -> None:
     from ssd_ray.view.export import export
 
