@@ -22,6 +22,7 @@ from ssd_ray.artifacts.facts import RowFacts, SweepFacts
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Step
+from ssd_ray.pipeline.sweep_space import check_space
 from ssd_ray.progress import counted
 from ssd_ray.recipes.cells import Student
 from ssd_ray.recipes.sweeps import Design
@@ -257,6 +258,9 @@ class ProbeSweep(Step):
 
     def preview(self, run: Path) -> str:
         return "sweep.html and sweep.json, of distributions"
+
+    def check(self, context: RunContext) -> None:
+        check_space(self, context)
 
     def make(self, out: Path, context: RunContext) -> SweepFacts:
         from ssd_ray.reporting import sweep as page

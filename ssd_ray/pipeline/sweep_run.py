@@ -10,6 +10,7 @@ from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
 from ssd_ray.pipeline.sweep_probing import VERB
+from ssd_ray.pipeline.sweep_space import hours_line
 from ssd_ray.pipeline.sweeping import Measure, sweep_steps
 from ssd_ray.progress import Progress
 from ssd_ray.recipes.sweeps import Design
@@ -71,6 +72,7 @@ def cost_lines(design: Design, states: Iterable[tuple[Step, State]]) -> Iterator
             f"sweep: {added} of the trainings {'are' if added > 1 else 'is'} added: T_train 1 "
             "without truncation teaches nothing by theory, and shows the effect of fine-tuning"
         )
+    yield from hours_line(design)
     if any(state == "complete" for _, state in states):
         yield f"sweep: of these are left {_listed(left)}"
 

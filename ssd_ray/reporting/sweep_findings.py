@@ -92,7 +92,9 @@ def _follows(group: GroupFit, measure: MetricSweep) -> Finding:
     if group.fit is None:
         return Finding(where=where, what="No fit.", note=f"{group.refused}.", warns=True)
     fit = group.fit
-    explained = "unknown" if fit.curve.r2 is None else f"{fit.curve.r2:.3f}"
+    explained = "none, all cells are equal"
+    if fit.curve.r2 is not None:
+        explained = f"{fit.curve.r2:.3f}"
     return Finding(
         where=where,
         what=f"R² of a quadratic in T_eff: {explained}.",

@@ -194,3 +194,30 @@ def test_a_finished_sweep_loads_nothing_heavy(made: Path) -> None:
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_overflows_at(width: int, made: Path, tmp_path: Path) -> None:
     assert_fits(made / "sweep" / "sweep.html", width, tmp_path, images=0)
+
+
+def test_no_room_for_all_students_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    played = Played(monkeypatch, tiny_llama)
+    # One model of the tiny size fits, and three do not.
+    size = (tiny_llama / "model.safetensors").stat().st_size
+    monkeypatch.setattr("ssd_ray.pipeline.sweep_space.free_bytes", lambda _: 2 * size)
+    with pytest.raises(UserError, match=r"models of 3 students need .* GiB: free some, give fewer"):
+        _run(tmp_path / "out", TRAIN, EVAL).make_sweep()
+    assert played.made == []
+
+
+def test_the_cost_of_gpus_is_that_of_every_training(tmp_path: Path) -> None:
+    def line(*over: str) -> str:
+        designed = design("qwen3-4b-instruct", [], over, fit=False)
+        lines = cost_lines(designed, SweepRun(designed, tmp_path, LineProgress()).states())
+        return next(each for each in lines if "planner" in each)
+
+    def hours(text: str) -> float:
+        return float(text.split(" expects ")[1].split(" hours")[0].replace(",", ""))
+
+    # T_train 1 without truncation is one training more: 3 and 5.
+    two = hours(line("sample.temperature=1.2,1.6"))
+    four = hours(line("sample.temperature=1.2,1.4,1.6,1.8"))
+    assert four == pytest.approx(5 / 3 * two, rel=0.02)

@@ -14,6 +14,7 @@ from ssd_ray.reporting.numbers.sweep_document import (
     SweepDocument,
 )
 from ssd_ray.reporting.plots.inline_svg import Dots, Drawing, Words, scatter
+from ssd_ray.statistics.metrics import Interval
 from ssd_ray.statistics.peaks import Curve
 
 _COLORS = 7
@@ -34,34 +35,41 @@ def _chart(document: SweepDocument, measure: MetricSweep, group: GroupFit) -> Dr
     if not known:
         return None
     scale, unit = unit_of(measure.metric)
-    # Without a fit, the points alone are drawn.
     curve: list[tuple[float, float]] = []
-    band = None
+    # Without a fit, the points alone are drawn.
     if group.fit is not None:
         curve = _curve(group.fit.curve, scale)
-        interval = group.fit.peak.interval
-        band = None if interval is None else (interval.low, interval.high)
-    text = group.group if len(measure.fits) > 1 else ""
-    peak = "No peak can be told."
-    if group.fit is not None and group.fit.peak.interval is not None:
-        at = group.fit.peak.interval
-        peak = f"Peak at {at.estimate:.2f}, {at.low:.2f} to {at.high:.2f}: the band."
+    # Distributions have no best value: their curve is only a description.
+    band = _peak(group) if document.measure == "answers" else None
+    peak = "The line is a quadratic in T_eff."
+    if band is not None:
+        peak = f"Peak at {band.estimate:.2f}, {band.low:.2f} to {band.high:.2f}: the band."
+    elif document.measure == "answers":
+        peak = "No peak can be told."
+    text = f"{group.group[:1].upper()}{group.group[1:]}. " if len(measure.fits) > 1 else ""
     return scatter(
         list(_dots(document, known, scale)),
         Words(
             x="T_eff = T_train × T_eval",
-            y=f"{measure.metric}{unit}",
+            y=unit,
             alt=f"{measure.metric} of {len(known)} cells over T_eff, {group.group}. {peak}",
-            caption=f"{text[:1].upper()}{text[1:]}{'. ' if text else ''}{peak}",
+            caption=f"{text}{peak}",
         ),
         curve,
-        band,
+        None if band is None else (band.low, band.high),
     )
 
 
+def _peak(group: GroupFit) -> Interval | None:
+    return None if group.fit is None else group.fit.peak.interval
+
+
 def unit_of(metric: str) -> tuple[float, str]:
-    """Return the factor and the unit in which a measure is shown."""
-    return (100.0, " (%)") if metric.startswith("pass@") else (1.0, "")
+    """Return the factor in which a measure is drawn, and the text of its axis."""
+    if metric.startswith("pass@"):
+        return 100.0, f"{metric} (%)"
+    # A legend follows the text, so it is short.
+    return 1.0, "nats" if "nats" in metric else metric.split()[0]
 
 
 def _curve(curve: Curve, scale: float) -> list[tuple[float, float]]:
