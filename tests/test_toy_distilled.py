@@ -18,7 +18,8 @@ pytestmark = pytest.mark.real
 
 
 def test_the_student_of_the_toy_comes_near_its_known_answer(tmp_path: Path) -> None:
-    run = distil(make_base(tmp_path), tmp_path, samples=512, steps=120, export_every=10)
+    base_model = make_base(tmp_path, steps=450)
+    run = distil(base_model, tmp_path, samples=512, steps=60, export_every=20)
     base = run.settings.base()
     student = base.decoded(run.settings.samples)
     decoding = Setting(1.0, None, run.settings.grid.top_p)
@@ -28,7 +29,7 @@ def test_the_student_of_the_toy_comes_near_its_known_answer(tmp_path: Path) -> N
     assert own == pytest.approx(base.success_at(decoding), abs=0.003)
     # The base succeeds in 6.45 % of the cases, and the ideal student in 10.62 %.
     assert trained == pytest.approx(student.success_at(decoding), abs=0.012)
-    assert run.kept_mass_at_locks() > 0.98
+    assert run.kept_mass_at_locks() > 0.975
 
 
 def _probe_the_curve(run: Path) -> None:
@@ -37,7 +38,7 @@ def _probe_the_curve(run: Path) -> None:
     arguments = ["--contexts", run / "samples", "--out", out, "--quiet"]
     assert exit_status("probe", run / "checkpoint" / "steps", *arguments) == 0
     students = json.loads((out / "probe.json").read_text())["students"]
-    assert [student["step"] for student in students] == [*range(10, 121, 10)]
+    assert [student["step"] for student in students] == [*range(20, 61, 20)]
     signals = [student["signals"][0] for student in students]
     closed, removed = (
         [each[name]["estimate"] for each in signals] for name in ("gap_closed", "tail_removed")

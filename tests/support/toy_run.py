@@ -57,11 +57,13 @@ class ToyRun:
         return min(self.student.kept_mass(self.base, "lock"))
 
 
-def make_base(directory: Path) -> Path:
+def make_base(directory: Path, steps: int = 700) -> Path:
     """Make the frozen model, trained on the automaton's own table, unless it is there."""
     base = directory / "base"
     # The tokenizer is written last.
-    return base if (base / "tokenizer.json").exists() else toy_model(base, ToySettings())
+    return (
+        base if (base / "tokenizer.json").exists() else toy_model(base, ToySettings(), steps=steps)
+    )
 
 
 def distil(
