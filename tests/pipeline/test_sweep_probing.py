@@ -130,6 +130,16 @@ def test_planted_students_are_the_ideal_ones(document: SweepDocument) -> None:
         assert one.estimate == pytest.approx(two.estimate, abs=1e-4)
 
 
+def test_rounding_is_no_difference(document: SweepDocument) -> None:
+    """The student at T_train 1 is the base."""
+    (measures,) = document.sets.values()
+    own = [cell for each in measures for cell in each.cells if cell.row == "T=1"]
+    assert len(own) == 16
+    assert {cell.difference.reading for cell in own if cell.difference} == {"cannot tell"}
+    others = [cell for cell in measures[0].cells if cell.row == "T=1.5"]
+    assert {cell.difference.reading for cell in others if cell.difference} == {"higher"}
+
+
 def test_cells_of_equal_t_eff_agree(document: SweepDocument) -> None:
     (measures,) = document.sets.values()
     for measure in measures:

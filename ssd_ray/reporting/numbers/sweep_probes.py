@@ -38,6 +38,7 @@ DISTANCE = "distance to the ideal student"
 EFFECTIVE = "effective temperature"
 _MEANS = {ENTROPY: (0, 2), SURVIVORS: (1, 3), DISTANCE: (6, 7)}
 """Columns of student and base behind each mean (`analysis.sweep_measures.COLUMNS`)."""
+_ROUNDING = 1e-5
 PLACE = "held-out answers of the base"
 
 
@@ -195,5 +196,10 @@ def _interval(values: Values, confidence: float) -> Interval:
 
 def _paired(gap: Interval) -> Paired:
     """Return a difference; it is read as higher or lower where its interval leaves out zero."""
-    reading: Reading = "higher" if gap.low > 0 else "lower" if gap.high < 0 else "cannot tell"
+    reading: Reading = "cannot tell"
+    # Logits are float32: a smaller difference is rounding.
+    if gap.low > _ROUNDING:
+        reading = "higher"
+    elif gap.high < -_ROUNDING:
+        reading = "lower"
     return Paired(estimate=gap.estimate, low=gap.low, high=gap.high, reading=reading)
