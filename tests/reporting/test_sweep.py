@@ -106,7 +106,7 @@ def test_noise_alone_has_a_warning_no_peak_and_luck() -> None:
         assert sum(not luck.chosen.low <= 0 <= luck.chosen.high for luck in gains) <= 3
 
 
-def test_a_real_gain_stays_where_cells_are_chosen_on_other_problems() -> None:
+def test_a_real_gain_stays_with_cells_chosen_elsewhere() -> None:
     def chance(cell: Cell) -> float:
         return 0.6 if cell.student is not None and not cell.student.is_naive else 0.4
 
