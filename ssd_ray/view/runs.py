@@ -79,17 +79,27 @@ class Run:
 
     def _samples(self) -> Iterator[Source]:
         for name in sorted(names(self.path)):
-            if name == "samples" or name.startswith("samples-"):
-                verdicts = name.replace("samples", "sample-verdicts", 1)
-                yield Source(
-                    name=name,
-                    stage="samples",
-                    arm=name,
-                    answers=self.path / name,
-                    verdicts=self._directory(verdicts),
-                    other_verdicts=None,
-                    prompts=self._directory("prompts"),
-                )
+            if name != "samples" and not name.startswith("samples-"):
+                continue
+            if (self.path / name / "fingerprint.json").exists():
+                yield self._samples_in(name, name, name.replace("samples", "sample-verdicts", 1))
+                continue
+            # A forecast has samples of several temperatures, and verdicts on those of its base.
+            for arm in sorted(names(self.path / name), key=_arm_order):
+                if (self.path / name / arm / "fingerprint.json").exists():
+                    verdicts = "sample-verdicts" if arm == "base" else ""
+                    yield self._samples_in(f"{name}/{arm}", arm, verdicts)
+
+    def _samples_in(self, name: str, arm: str, verdicts: str) -> Source:
+        return Source(
+            name=name,
+            stage="samples",
+            arm=arm,
+            answers=self.path / name,
+            verdicts=self._directory(verdicts) if verdicts else None,
+            other_verdicts=None,
+            prompts=self._directory("prompts"),
+        )
 
     def _completions(self) -> Iterator[Source]:
         if (self.path / "completions").is_dir():

@@ -147,6 +147,14 @@ def test_runs_of_different_benchmarks_say_so(tmp_path: Path) -> None:
     assert recipe().name == "quickstart"
 
 
+def test_samples_of_several_temperatures_are_sources(made: Made, tmp_path: Path) -> None:
+    for arm in ("base", "T=1.5"):
+        shutil.copytree(made.path / "samples", tmp_path / "runs" / "cast" / "samples" / arm)
+    (tmp_path / "runs" / "cast" / "recipe.yaml").write_text("{}")
+    page = client_of(tmp_path / "runs").get("/answers?run=cast&arm=T%3D1.5")
+    assert "<strong>40</strong> of 80 answers" in page.text
+
+
 def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
     (run / "owner.json").write_text(json.dumps({"outcome": None}))
     log = run / "logs" / "progress.log"
