@@ -145,9 +145,11 @@ class Index:
         ]
 
     def _number(self, cursor: duckdb.DuckDBPyConnection, paths: list[Path]) -> None:
-        numbered = [[len(self.files) + place, str(path)] for place, path in enumerate(paths)]
-        if numbered:
-            cursor.executemany("INSERT INTO files VALUES (?, ?)", numbered)
+        first = len(self.files)
+        cursor.execute(
+            "INSERT INTO files SELECT unnest(range(?, ?)), unnest(?::VARCHAR[])",
+            [first, first + len(paths), [str(path) for path in paths]],
+        )
         self.files += paths
 
     def _readable(self, directory: Path) -> list[Path]:
