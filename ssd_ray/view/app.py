@@ -179,7 +179,10 @@ class Viewer:
     def events(self, request: Request) -> Response:
         """Stream the bars of a running run."""
         run = self._run(request)
-        return StreamingResponse(live.events(run), media_type="text/event-stream")
+        return StreamingResponse(
+            live.events(run, with_logs=request.query_params.get("logs", "") == "1"),
+            media_type="text/event-stream",
+        )
 
     def classify(self, request: Request) -> Response:
         """Begin to compute the classes of health, and go back to the table."""

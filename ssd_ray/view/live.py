@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssd_ray.artifacts.files import names
+from ssd_ray.view.rendering import printable
 from ssd_ray.view.runs import Run
 
 _PERIOD_S = 1.0
@@ -96,11 +97,16 @@ def loss(run: Run) -> str:
         return ""
 
 
-async def events(run: Run) -> AsyncIterator[str]:
+async def events(run: Run, *, with_logs: bool = False) -> AsyncIterator[str]:
     """Yield server-sent events: `state` where something changed, `end` once the run stopped."""
     last = ""
     while True:
-        state = {"bars": [asdict(bar) for bar in bars(run)], "loss": loss(run)}
+        tails = logs(run) if with_logs else []
+        state = {
+            "bars": [asdict(bar) for bar in bars(run)],
+            "loss": loss(run),
+            "logs": {log.name: printable(log.text) for log in tails},
+        }
         text = json.dumps(state)
         if text != last:
             last = text

@@ -150,6 +150,27 @@ def test_two_ticks_open_the_comparison(base: str, browser: Any) -> None:
         assert seen.faults == []
 
 
+def test_bars_and_logs_of_a_running_run_move(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "moving").path
+    (run / "logs").mkdir()
+    (run / "owner.json").write_text(json.dumps({"outcome": None}))
+    log = run / "logs" / "progress.log"
+    log.write_text("samples: 3/40 answers, 0:05, 9.7 tok/s\n")
+    with served(run.parent) as base, watched(browser, base) as seen:
+        page = seen.page
+        page.goto(f"{base}/run?run=moving")
+        page.wait_for_selector(".task:has-text('3/40 answers')")
+        with log.open("a") as handle:
+            handle.write("samples: 7/40 answers, 0:09, <b>9</b> tok/s\n")
+        page.wait_for_selector(".task:has-text('7/40 answers')")
+        assert page.evaluate("document.querySelector('progress').value") == 7
+        page.click("summary:has-text('progress.log')")
+        assert "7/40 answers, 0:09, <b>9</b>" in page.inner_text("[data-log]")
+        (run / "owner.json").write_text(json.dumps({"outcome": {"code": 0}}))
+        page.wait_for_selector(".state.stopped")
+        assert seen.faults == []
+
+
 def test_a_difference_leads_to_its_problems(
     base: str, browser: Any, runs: tuple[Path, Made]
 ) -> None:

@@ -55,6 +55,10 @@ for (const place of document.querySelectorAll("[data-events]")) {
     const loss = document.createElement("p");
     loss.textContent = seen.loss;
     place.replaceChildren(...seen.bars.map(bar), loss);
+    for (const log of document.querySelectorAll("[data-log]")) {
+      const text = seen.logs[log.dataset.log];
+      if (text !== undefined && text !== log.textContent) log.textContent = text;
+    }
   });
   events.addEventListener("end", () => { events.close(); location.reload(); });
 }
