@@ -4,7 +4,7 @@
   signals. It ends the process if a connected cluster stays away. So a socket asks first.
 - Every gRPC server greets a client with a frame of HTTP/2. Other servers do not.
 - Of gRPC servers, only Ray's head knows the method `_ALIVE`. The server of Ray Client, at port
-  10001 of the head, does not.
+  10001 of the head, does not. A head with a token refuses it without this token.
 - `local` means the same as no address: a local Ray for this process alone.
 
 Reads RAY_ADDRESS and Ray's record of clusters on this machine; writes nothing.
@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ssd_ray.cluster import ray_internals
 from ssd_ray.errors import InfrastructureError, UserError, system_reason
@@ -28,7 +29,8 @@ _SETTINGS = b"\4"
 """Type of the first frame of either side, the fourth of nine bytes of its header."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""A method of the head; a refusal for lack of a token also shows that it is known."""
+_TOKEN_FILE = Path("~/.ray/auth_token")
+"""Ray's default; docs.ray.io has the order of the three places."""
 _OTHERWISE = "or unset RAY_ADDRESS to use this machine alone"
 
 
@@ -42,7 +44,8 @@ def check_answer(say: Callable[[str], None]) -> None:
     """Refuse a RAY_ADDRESS at which no Ray answers; report the wait for one that is starting.
 
     Raises:
-        UserError: the address has a wrong form, or nothing or another server answers there.
+        UserError: the address has a wrong form, nothing or another server answers there, or the
+            cluster refuses the token.
     """
     value = named()
     target = _resolved(value)
@@ -55,7 +58,22 @@ def check_answer(say: Callable[[str], None]) -> None:
             f"no Ray answers at RAY_ADDRESS={value} ({target}: {reason}): start one with `ray "
             f"start --head`, correct the address, {_OTHERWISE}"
         )
-    if not _is_head(target):
+    _check_head(value, target)
+
+
+def _check_head(value: str, target: str) -> None:
+    """Refuse a gRPC server that does not know the head's methods, and a head with another token."""
+    if _has_tls():
+        return
+    token = _token(value)
+    status = _status(target, token)
+    if status == "UNAUTHENTICATED":
+        fault = "refuses the token of this process" if token else "asks for a token"
+        raise UserError(
+            f"the cluster at RAY_ADDRESS={value} {fault}: set RAY_AUTH_MODE=token and "
+            f"RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as for the cluster, {_OTHERWISE}"
+        )
+    if status == "UNIMPLEMENTED":
         raise UserError(
             f"RAY_ADDRESS={value} is not the head of a cluster but another server of Ray, such as "
             f"that of Ray Client (port 10001): set RAY_ADDRESS=HOST:PORT of the head (port 6379 by "
@@ -151,18 +169,40 @@ def silence(target: str) -> str:
     return "" if frame[3:4] == _SETTINGS else "a server other than Ray"
 
 
-def _is_head(target: str) -> bool:
-    """Return False if the gRPC server at HOST:PORT does not know the head's methods."""
+def _token(value: str) -> str:
+    """Return the token that Ray sends to a cluster; "" if it sends none.
+
+    Raises:
+        UserError: the mode asks for one, and there is none.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return ""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _TOKEN_FILE).expanduser()
+    try:
+        token = (token or file.read_text()).strip()
+    except OSError:
+        token = ""
+    if not token:
+        raise UserError(
+            f"RAY_AUTH_MODE is token, and there is no token for RAY_ADDRESS={value}: set "
+            f"RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write {_TOKEN_FILE}"
+        )
+    return token
+
+
+def _status(target: str, token: str) -> str:
+    """Return the gRPC status with which the server at HOST:PORT answers the head's method."""
     import grpc
 
-    if _has_tls():
-        return True
+    headers = [("authorization", f"Bearer {token}")] if token else []
+
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(_ALIVE)(b"", timeout=_ATTEMPT_S)
+            channel.unary_unary(_ALIVE)(b"", timeout=_ATTEMPT_S, metadata=headers)
         except grpc.RpcError as error:
-            return bool(error.code() != grpc.StatusCode.UNIMPLEMENTED)
-    return True
+            return str(error.code().name)
+    return "OK"
 
 
 def _has_tls() -> bool:

@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType, SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -139,9 +141,9 @@ def test_an_unknown_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(head:6379: Name or service not known)" in _refusal([])
 
 
-def _server(methods: dict[str, bytes]) -> grpc.Server:
+def _server(methods: dict[str, bytes], *guards: grpc.ServerInterceptor) -> grpc.Server:
     """Return a gRPC server with methods of Ray's head, each with its answer."""
-    server = grpc.server(ThreadPoolExecutor(1))
+    server = grpc.server(ThreadPoolExecutor(1), interceptors=guards)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(lambda _request, _context, answer=answer: answer)
         for name, answer in methods.items()
@@ -171,6 +173,64 @@ def test_a_port_of_ray_client_is_refused(
         "or unset RAY_ADDRESS to use this machine alone"
     )
     assert lines == []
+
+
+ASKS = "asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+
+
+@pytest.mark.parametrize(
+    ("variables", "answer"),
+    [
+        ({}, ASKS),
+        ({"RAY_AUTH_TOKEN": "right"}, ASKS),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"},
+            "refuses the token of this process",
+        ),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "there is no token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "right"}, ""),
+        ({"RAY_AUTH_MODE": "TOKEN", "RAY_AUTH_TOKEN_PATH": "{directory}/token"}, ""),
+    ],
+)
+def test_a_head_with_another_token_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+    port: socket.socket,
+    tmp_path: Path,
+    variables: dict[str, str],
+    answer: str,
+) -> None:
+    """The double refuses as Ray's head was seen to: with UNAUTHENTICATED."""
+
+    class Guard(grpc.ServerInterceptor):
+        def intercept_service(self, continuation: Any, details: Any) -> Any:
+            if ("authorization", "Bearer right") in details.invocation_metadata:
+                return continuation(details)
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+            )
+
+    (tmp_path / "token").write_text("right\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(directory=tmp_path))
+    monkeypatch.setattr(address, "_ATTEMPT_S", 20.0)
+    named = _name(monkeypatch, port)
+    port.close()
+    server = _server({"CheckAlive": b""}, Guard())
+    server.add_insecure_port(f"0.0.0.0:{named.rpartition(':')[2]}")
+    server.start()
+    try:
+        if answer:
+            sentence = _refusal([])
+            assert answer in sentence
+            assert "right" not in sentence
+            assert "wrong" not in sentence
+        else:
+            address.check_answer(pytest.fail)
+    finally:
+        server.stop(None)
 
 
 def test_the_method_of_the_head_is_one_of_ray() -> None:
