@@ -24,7 +24,7 @@ from typing import Literal
 
 from ssd_ray.reasoning import ANY, Content, content_of_text
 
-Rule = Literal["last-block", "lcb", "first-block"]
+Rule = Literal["last-block", "lcb", "first-block", "release"]
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
 _MARK = re.compile(
@@ -45,6 +45,8 @@ _NO_LANGUAGE = {
     "final",
     "tool_code",
 }
+_RELEASED = re.compile(r"```([a-zA-Z]*)\n(.*?)```", re.DOTALL)
+"""Blocks of the rule `release`. Each search ends at the next three backticks, so time is linear."""
 _DEEPER = 4
 """Columns of additional indentation that make a fence content (CommonMark 0.31, 4.5)."""
 
@@ -117,9 +119,14 @@ def extract(text: str, content: Content, rule: Rule = "last-block") -> Extractio
     - `lcb`: the lines between the last two lines that contain three backticks, wherever in the
       line. No code if there are fewer than two such lines; an empty text if they are neighbors.
       Reasoning is text like any other, as officially.
+    - `release`: the last closed block of three backticks anywhere, also within a line, as in the
+      authors' released evaluation. Reasoning is text like any other, and an unclosed block at the
+      end leaves an earlier draft as the program. No code if there is none, or if it is blank.
     """
     if rule == "lcb":
         return _between_last_fences(text)
+    if rule == "release":
+        return _last_closed_anywhere(text)
     blocks = [] if content.text is None else _blocks(content.text)
     # A stray fence after the last block opens a block without content.
     if rule == "last-block" and blocks and not blocks[-1].closed and blocks[-1].blank:
@@ -145,6 +152,16 @@ def _between_last_fences(text: str) -> Extraction:
     others = tuple("\n".join(lines[first + 1 : last]) for first, last in pairs)
     language = _language(lines[begin].rpartition("```")[2])
     return Extraction(code="\n".join(lines[begin + 1 : end]), language=language, others=others)
+
+
+def _last_closed_anywhere(text: str) -> Extraction:
+    """Apply the rule `release`."""
+    blocks = _RELEASED.findall(text)
+    if not blocks or not blocks[-1][1].strip():
+        return Extraction(code=None)
+    language, code = blocks[-1]
+    others = tuple(other.removesuffix("\n") for _, other in blocks[:-1] if other.strip())
+    return Extraction(code=code.removesuffix("\n"), language=language.lower(), others=others)
 
 
 def _language(info: str) -> str:

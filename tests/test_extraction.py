@@ -220,3 +220,20 @@ def test_the_lcb_rule_takes_text_between_the_last_two_fences(text, thinking):
 )
 def test_the_lcb_rule_is_kept_to_the_letter(answer, code):
     assert extract_code(answer, "lcb") == code
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("```python\na\n```\nthen\n```py\nb\n```", "b"),
+        ("<think>\n```python\ndraft\n```\nstill thinking", "draft"),
+        ("```python\ndraft\n```\n```python\ncut off", "draft"),
+        ("Inline ```\nx\n``` too", "x"),
+        ("~~~python\na\n~~~", None),
+        ("```python\ncut off", None),
+        ("```python\n\n```", None),
+        ("```c++\nx\n```", None),
+    ],
+)
+def test_the_released_rule_takes_the_last_closed_block_anywhere(answer, expected):
+    assert extract_code(answer, "release") == expected

@@ -132,7 +132,7 @@ class GradeOptions:
     extract: Annotated[
         str | None,
         typer.Option(
-            help="Rule for the program in a text: last-block (default), first-block, lcb."
+            help="Rule for the program in a text: last-block (default), first-block, lcb, release."
         ),
     ] = None
     workers: Annotated[

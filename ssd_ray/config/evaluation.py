@@ -199,9 +199,9 @@ class EvaluateConfig(Section):
     """Limit on the output of one test in KiB. A test with a longer expected output gets as much as
     it needs.
     """
-    extract: Literal["last-block", "lcb", "first-block"] = "last-block"
-    """Part of an answer that is its program: the last or first fenced block, or LiveCodeBench's
-    rule.
+    extract: Literal["last-block", "lcb", "first-block", "release"] = "last-block"
+    """Part of an answer that is its program: the last or first fenced block, LiveCodeBench's rule,
+    or that of the authors' released evaluation.
     """
     sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3", "L4"] = "L1"
     """Weakest acceptable sandbox level (docs/sandbox.md). A machine that reaches only weaker ones
