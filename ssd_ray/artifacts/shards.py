@@ -163,6 +163,19 @@ def row_group_tables(path: Path, columns: Iterable[str]) -> Iterator[pa.Table]:
             yield shard.read_row_group(number, columns=chosen)
 
 
+def batches(path: Path, columns: Iterable[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a shard, at most `rows` rows at a time.
+
+    Raises:
+        LastingError: as for `read_table`.
+    """
+    import pyarrow.parquet as pq
+
+    chosen = list(dict.fromkeys(columns))
+    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as shard:
+        yield from shard.iter_batches(rows, columns=chosen)
+
+
 def column_digests(paths: Iterable[Path]) -> dict[str, str]:
     """Digest each column over the rows of shards, in order: sixteen hex digits by column name.
 

@@ -159,6 +159,8 @@ class SamplingRun:
                 return audit
         with self.engines.open(self.job, audit, self._audit) as handle:
             audit = self._until_complete(handle, monitor)
+            # The last prompt left out may have crashed its engine after the last poll.
+            self.engines.watch.name_left_out(self.engines.watch.history(fresh=True))
             monitor.poll(audit.positions)
             monitor.pace()
             complete_at = time.monotonic()

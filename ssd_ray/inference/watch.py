@@ -52,6 +52,7 @@ class PoolWatch:
         self._waiting = waiting
         self._nodes_at = time.monotonic()
         self._lock = threading.Lock()
+        self._reporting = threading.Lock()
         self._read_at = 0.0
         self._looked_at = 0.0
         self._history = CrashHistory((), cluster_state.actors)
@@ -104,15 +105,22 @@ class PoolWatch:
         if mistaken is not None:
             raise mistaken.kind_of_mistake(mistaken.reason)
         jobs = self._jobs()
-        for suspect in sorted(self._streak.update(history)):
-            stage = jobs[suspect.job].stage if suspect.job in jobs else suspect.job
-            self._progress.say(
-                f"{stage}: prompt {suspect.prompt_id!r} is left out, because it crashes engines"
-            )
+        self.name_left_out(history)
         self._refusals.update(history.statuses)
         reason = next((status.reason for status in reversed(attempt) if status.reason), _NO_REASON)
         self._stop_after_crashes(reason)
         self._stop_after_refusals(jobs, reason)
+
+    def name_left_out(self, history: CrashHistory) -> None:
+        """Report prompts that are newly left out; also called before a job is closed."""
+        jobs = self._jobs()
+        with self._reporting:
+            added = sorted(self._streak.update(history))
+        for suspect in added:
+            stage = jobs[suspect.job].stage if suspect.job in jobs else suspect.job
+            self._progress.say(
+                f"{stage}: prompt {suspect.prompt_id!r} is left out, because it crashes engines"
+            )
 
     def look_for_nodes(self) -> None:
         """Report a pool without a node for any engine, and stop it at the deadline."""

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray.errors import one_line
+from ssd_ray.artifacts import shards
+from ssd_ray.errors import LastingError, one_line
 from ssd_ray.view.filters import CLASSES
 from ssd_ray.view.index import FILE_BITS, Index
 
@@ -41,7 +42,7 @@ def classify(index: Index) -> None:
                     members.append(bits)
                     first += len(bits)
                     index.num_classified += len(bits)
-            except (OSError, pa.ArrowException) as error:
+            except LastingError as error:
                 index.notes.append(f"{path.name} has no health: {one_line(error, 200)}")
     table = pa.table(
         {
@@ -56,25 +57,23 @@ def _of_shard(path: Path, seen: set[bytes]) -> Iterator[NDArray[np.uint8]]:
     """Yield the classes of the rows of a shard as bits."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from ssd_ray.training.data import health
 
     columns = ["prompt_id", "prompt_token_ids", "output_token_ids", "text", "finish_reason"]
     places = [health.CLASSES.index(name) for name in CLASSES if name != "duplicate"]
     duplicate = CLASSES.index("duplicate")
-    with pq.ParquetFile(path) as shard:
-        for batch in shard.iter_batches(_ROWS, columns=columns):
-            measured = health.judge(pa.Table.from_batches([batch]), health.ParseOptions())
-            bits = np.zeros(len(batch), np.uint8)
-            for bit, place in enumerate(places):
-                bits |= measured.classes[:, place].astype(np.uint8) << bit
-            # A duplicate is a later answer with the ids of an earlier one, in the order on disk.
-            for row, digest in enumerate(measured.digests.tolist()):
-                if digest in seen:
-                    bits[row] |= 1 << duplicate
-                seen.add(digest)
-            yield bits
+    for batch in shards.batches(path, columns, _ROWS):
+        measured = health.judge(pa.Table.from_batches([batch]), health.ParseOptions())
+        bits = np.zeros(len(batch), np.uint8)
+        for bit, place in enumerate(places):
+            bits |= measured.classes[:, place].astype(np.uint8) << bit
+        # A duplicate is a later answer with the ids of an earlier one, in the order on disk.
+        for row, digest in enumerate(measured.digests.tolist()):
+            if digest in seen:
+                bits[row] |= 1 << duplicate
+            seen.add(digest)
+        yield bits
 
 
 def begin(index: Index) -> None:

@@ -22,6 +22,7 @@ import pytest
 from ssd_ray.artifacts import audit, ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import Decoding
+from ssd_ray.config.section import AdaptiveDecoding
 from ssd_ray.errors import UserError
 from ssd_ray.inference import pool, worker
 from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
@@ -188,8 +189,13 @@ def test_a_closed_job_is_handed_out_no_more(job: OpenJob, control: Path) -> None
 
 def test_a_job_comes_from_its_file_as_it_was_written(job: OpenJob, control: Path) -> None:
     opened = dataclasses.replace(job, covered={"prompts-00000000": [(0, 4), (6, 8)]}, number=12)
-    for name in ("generations/base@T=0.5", "generations/a [b]*"):
-        spec = dataclasses.replace(opened.spec, key=jobs.key_of(name, opened.spec.out))
+    decodings = (Decoding(temperature=0.5, top_k=7), AdaptiveDecoding(entropy_theta=0.1, min_p=0.2))
+    for name, decoding in zip(
+        ("generations/base@T=0.5", "generations/a [b]*"), decodings, strict=True
+    ):
+        spec = dataclasses.replace(
+            opened.spec, key=jobs.key_of(name, opened.spec.out), decoding=decoding
+        )
         written = dataclasses.replace(opened, spec=spec)
         jobs.open_job(control, written)
         assert jobs.read(control, written.name) == written

@@ -59,7 +59,7 @@ class Streak:
             self._crashes.pop((actor, True), None)
         self.prompts += len(added)
         self._known |= {status.engine for status in crashed}
-        self._quarantined = quarantined
+        self._quarantined |= quarantined
         self._answers = answers
         return added
 

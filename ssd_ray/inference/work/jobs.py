@@ -113,6 +113,12 @@ def _decoding_record(decoding: Decoding) -> dict[str, object]:
     return {name: getattr(decoding, name) for name in kind.model_fields}
 
 
+def _decoding(record: files.Json) -> Decoding:
+    """Return a decoding from its JSON, of the class that it was written from."""
+    kind = AdaptiveDecoding if "entropy_theta" in record else Decoding
+    return kind(**record)
+
+
 def close_job(control: Path, key: str) -> None:
     """Remove the files of a job."""
     for path in _paths(control, key):
@@ -143,7 +149,7 @@ def read(control: Path, name: str) -> OpenJob:
                 **spec,
                 "prompts": Path(spec["prompts"]),
                 "out": Path(spec["out"]),
-                "decoding": AdaptiveDecoding(**spec["decoding"]),
+                "decoding": _decoding(spec["decoding"]),
             }
         ),
         covered={

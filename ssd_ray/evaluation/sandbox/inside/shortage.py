@@ -12,9 +12,21 @@ import _thread
 import errno
 import resource
 import sys
+import time
+from collections.abc import Callable
 
 _FEW_THREADS = 256
 """Half the limit of threads. Below it, a thread that cannot start lacks memory."""
+_TRIES = 5
+_PAUSE_S = 0.01
+_STARTS = {
+    "start_new",
+    "start_new_thread",
+    "start_joinable_thread",
+    "_start_new_thread",
+    "_start_joinable_thread",
+}
+"""Names of the functions that start a thread, in any version of Python."""
 _NOT_MAPPED = ("failed to map segment", "cannot allocate memory")
 _NO_THREAD = "can't start new thread"
 
@@ -45,6 +57,25 @@ def stack_size(size: int = 0, /) -> int:
     return _set_stack_size(size if limit <= 0 else min(size, limit // 3 & -4096))
 
 
+def _patient(start: Callable[..., object]) -> Callable[..., object]:
+    """Return a function starting a thread that waits a moment for the stacks of ended threads.
+
+    A joined thread holds its stack until the kernel has ended it.
+    """
+
+    def start_thread(*arguments: object, **named: object) -> object:
+        for _ in range(_TRIES):
+            try:
+                return start(*arguments, **named)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                time.sleep(_PAUSE_S)
+        return start(*arguments, **named)
+
+    return start_thread
+
+
 def bound_stacks() -> None:
     """Bound the stacks of threads to a third of the address space of their process.
 
@@ -52,3 +83,5 @@ def bound_stacks() -> None:
     """
     for module in (_thread, sys.modules["threading"]):
         vars(module)["stack_size"] = stack_size
+        for name in _STARTS & vars(module).keys():
+            vars(module)[name] = _patient(vars(module)[name])
