@@ -38,8 +38,8 @@ class ProbeOptions:
         list[str],
         typer.Option(
             metavar="PLACE",
-            help="RUN (held-out samples), RUN:accepted, RUN:rejected, completions with ids, "
-            "builtin, humaneval, a problem file. May be repeated.",
+            help="RUN or SWEEP/dataset/NAME (held-out samples), RUN:accepted, RUN:rejected, "
+            "completions with ids, builtin, humaneval, a problem file. May be repeated.",
         ),
     ]
     out: Annotated[Path, typer.Option(help="Directory of the tables and the page.")]

@@ -6,6 +6,7 @@
 | place | contexts |
 |---|---|
 | RUN | the held-out samples of its training |
+| RUN/dataset-NAME, RUN/dataset/NAME | the held-out samples of a control, or of a sweep's data set |
 | RUN:accepted, RUN:rejected | the base's answers to the benchmarks, by verdict |
 | RUN/verdicts/ARM:accepted, :rejected | the answers of one arm, by verdict |
 | RUN/samples, RUN/generations/ARM, a file | completions |
@@ -86,14 +87,17 @@ def _contexts(where: str, tokenizer: Any) -> Iterator[Placed]:
     if verdict in _VERDICTS:
         return _judged(path, verdict, tokenizer)
     if is_run(path):
-        return _held_out(path, tokenizer)
+        return _held_out(path, path / "dataset", tokenizer)
+    run = next((parent for parent in list(path.parents)[:2] if is_run(parent)), None)
+    if run is not None and path.relative_to(run).parts[0].startswith("dataset"):
+        return _held_out(run, path, tokenizer)
     if path.is_dir() and shard_paths(path) and (path / "manifest.json").exists():
         return _completions(read_rows(path, Completion), where, tokenizer)
     return _of_files(path, where, tokenizer)
 
 
-def _held_out(run: Path, tokenizer: Any) -> Iterator[Placed]:
-    """Yield the held-out samples of a run's training, with ids as trained on."""
+def _held_out(run: Path, dataset: Path, tokenizer: Any) -> Iterator[Placed]:
+    """Yield the held-out samples of a data set of a run, with ids as trained on."""
     from ssd_ray.training.data.examples import Examples
     from ssd_ray.training.observe import heldout
 
@@ -104,11 +108,17 @@ def _held_out(run: Path, tokenizer: Any) -> Iterator[Placed]:
             f"give {run / 'samples'}"
         )
     _require_tokenizer(base_of(run), run, tokenizer)
-    _, held_out = heldout.split(
-        Examples(run / "dataset"), recipe.train.heldout_samples, recipe.seed
-    )
+    if not (dataset / "manifest.json").exists():
+        raise UserError(
+            f"--contexts {dataset}: it holds no complete data set; give the directory of a run, "
+            "or that of one data set of a sweep"
+        )
+    _, held_out = heldout.split(Examples(dataset), recipe.train.heldout_samples, recipe.seed)
     # Training sequences have no source; the samples behind them do.
-    domains = dict(read_columns(run / "samples", "prompt_id", "source"))
+    own = run / dataset.relative_to(run).as_posix().replace("dataset", "samples", 1)
+    # A control that selects among the run's samples has none of its own.
+    samples = own if own.is_dir() else run / "samples"
+    domains = dict(read_columns(samples, "prompt_id", "source"))
     if held_out is None:
         return
     for row, problem in enumerate(held_out.prompt_ids()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,17 @@ from pathlib import Path
 import pytest
 
 from ssd_ray.analysis.forward import Context
-from ssd_ray.artifacts import manifests
+from ssd_ray.artifacts import manifests, shards
 from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.artifacts.identity import Identity
+from ssd_ray.errors import UserError
+from ssd_ray.schema import Completion, Example, RowT
+from ssd_ray.standalone import probe_contexts
+from ssd_ray.training.observe.heldout import held_out_order
 from tests.support.commands import exit_status
 from tests.support.planted import answers, write_answers
-from tests.support.tiny import tiny_model
+from tests.support.sample_rows import completion
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 RECIPE = """
 name: probed
@@ -100,8 +106,6 @@ def test_a_base_of_its_own_is_named_once(run: Path, tmp_path: Path) -> None:
 def test_an_incomplete_run_is_one_sentence(
     change: str, reason: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     models, contexts = copy, str(copy / "answers.jsonl")
@@ -174,3 +178,45 @@ def test_a_killed_probe_keeps_its_complete_shards(run: Path, tmp_path: Path) -> 
     assert _probe(tmp_path / "expected", run, "--contexts", contexts) == 0
     assert _document(out) == _document(tmp_path / "expected")
     assert not shards.exists()
+
+
+@pytest.mark.parametrize("name", ["", "-naive", "-accepted", "/T=1"])
+def test_held_out_samples_of_every_data_set_are_contexts(
+    name: str, run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(text.replace("{steps: 6", "{heldout_samples: 4, steps: 6"))
+    every = answers()
+    samples = copy / ("samples" if name == "-accepted" else f"samples{name}")
+    _seal(samples, [completion(f"p{number}") for number in range(len(every))], Completion)
+    examples = [
+        Example(
+            prompt_id=f"p{number}",
+            sample_index=0,
+            input_ids=answer.prompt_token_ids + answer.output_token_ids,
+            num_prompt_tokens=len(answer.prompt_token_ids),
+        )
+        for number, answer in enumerate(every)
+    ]
+    dataset = copy / f"dataset{name}"
+    _seal(dataset, examples, Example)
+    placed = probe_contexts.read([str(dataset if name else copy)], tiny_tokenizer())
+    held_out = held_out_order([each.prompt_id for each in examples], 0)[:4]
+    assert {each.context.problem_id for each in placed} == set(held_out)
+    assert all(
+        each.context.prompt_token_ids + each.context.output_token_ids
+        == examples[int(each.context.problem_id[1:])].input_ids
+        for each in placed
+    )
+    (dataset / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no complete data set"):
+        probe_contexts.read([str(dataset if name else copy)], tiny_tokenizer())
+
+
+def _seal(out: Path, rows: list[RowT], row_type: type[RowT]) -> None:
+    identity = Identity(stage=out.name, choices={})
+    manifests.claim(out, identity)
+    shards.write_shard(out, "rows", rows, row_type)
+    manifests.seal(out, identity, RowFacts(rows=len(rows)))
