@@ -72,6 +72,12 @@ FOR_MACHINES = {
     "qwen3-30b-thinking-8gpu": "qwen3-30b-thinking",
 }
 """Recipes for machines, and the recipe that each extends."""
+RELEASED = {
+    "qwen3-4b-instruct-release": ("qwen3-4b-instruct", 1.5),
+    "qwen3-30b-instruct-release": ("qwen3-30b-instruct", 1.5),
+    "qwen3-4b-thinking-release": ("qwen3-4b-thinking", 1.1),
+}
+"""Recipes by the authors' released code: the recipe that each extends, and T_train."""
 
 
 def _decoding(section: config.Decoding) -> tuple[float, int | None, float]:
@@ -79,7 +85,7 @@ def _decoding(section: config.Decoding) -> tuple[float, int | None, float]:
 
 
 def test_every_shipped_recipe_loads() -> None:
-    assert set(recipes.shipped()) == {*PAPER, *FOR_MACHINES, "quickstart"}
+    assert set(recipes.shipped()) == {*PAPER, *FOR_MACHINES, *RELEASED, "quickstart"}
     for name in recipes.shipped():
         assert recipes.load(name).name == name
 
@@ -137,7 +143,39 @@ def test_a_recipe_for_a_machine_has_the_choices_of_the_paper(name: str) -> None:
     assert recipe.sources["train.steps"] == extended.sources["train.steps"]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_release_recipe_has_only_the_differences_of_the_page(name: str) -> None:
+    extended, temperature = RELEASED[name]
+    ours, theirs = (
+        {field: value for field, value, _ in config.fields(recipes.load(each))}
+        for each in (name, extended)
+    )
+    changed = {field: value for field, value in ours.items() if value != theirs[field]}
+    assert changed.pop("name") == name
+    differences = {
+        "model.max_model_len": 65536,
+        "prompts.mode": "release",
+        "prompts.only_passed": False,
+        "prompts.deduplicate": False,
+        "sample.max_tokens": 65536,
+        "prepare.drop_shortest_percent": 10,
+        "train.loss_mean": "sequence",
+        "evaluate.prompt_mode": "release-eval",
+        "evaluate.extract": "release",
+        "evaluate.max_tokens": 32768,
+    }
+    if temperature != theirs["sample.temperature"]:
+        differences["sample.temperature"] = temperature
+    for field in ("description", "sources"):
+        changed.pop(field, None)
+    assert changed == differences
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text()
+    assert [field for field in differences if f"`{field}: " not in page] == []
+    stated = recipes.load(name).sources
+    assert [field for field in differences if "released" not in stated[field]] == []
+
+
+@pytest.mark.parametrize("name", [*PAPER, *RELEASED])
 def test_every_number_of_a_paper_recipe_names_its_source(name: str) -> None:
     recipe = recipes.load(name)
     shaping = {"model", "prompts", "sample", "prepare", "train", "evaluate"}
