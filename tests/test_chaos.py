@@ -113,6 +113,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chaos.Bench]:
         ("job-stop", 2, False),
     ],
 )
+@pytest.mark.slow
 def test_cases_measure_a_played_training(
     bench: chaos.Bench, name: str, commands: int, repeats: bool
 ) -> None:

@@ -64,6 +64,7 @@ def test_the_tokenizer_keeps_the_first_line_of_a_prompt() -> None:
     assert tokens == ["walk", "3", "<root>"]
 
 
+@pytest.mark.slow
 def test_a_short_training_comes_near_the_table(tmp_path: Path) -> None:
     paths = read_paths(toy_model(tmp_path / "base", SETTINGS, steps=120), SETTINGS)
     assert paths.largest_error() < 0.05

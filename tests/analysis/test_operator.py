@@ -88,6 +88,7 @@ def test_supports_of_any_width_match_a_sort_of_the_vocabulary(
     st.floats(-50, 50),
     st.permutations(range(VOCABULARY)),
 )
+@pytest.mark.slow
 def test_constants_order_and_batch_change_nothing(
     batch: list[list[float]], setting: Setting, constant: float, order: list[int]
 ) -> None:

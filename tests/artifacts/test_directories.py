@@ -167,6 +167,7 @@ MAY_RENAME = {
 """Callers of `rename`. Only artifacts/files.py publishes directories with it."""
 
 
+@pytest.mark.slow
 def test_directories_are_published_by_one_module() -> None:
     sources = {
         path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")

@@ -113,6 +113,7 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plan_holds_the_stages_against_a_cluster(tmp_path: Path) -> None:
     path = str(Path(__file__).parents[2] / "cluster.yaml")
     shown = ssd_ray("plan", "qwen3-4b-instruct", "--cluster", path, cwd=tmp_path)
@@ -223,6 +224,7 @@ def test_results_without_a_reader_end_a_command_quietly(
     assert _without_reader(*arguments, cwd=tmp_path) == (pipes.READER_GONE, "")
 
 
+@pytest.mark.slow
 def test_a_mistake_without_a_reader_ends_a_command_quietly(tmp_path: Path) -> None:
     ended = _without_reader("run", "--wrong", errors_too=True, cwd=tmp_path)
     assert ended == (pipes.READER_GONE, "")

@@ -151,6 +151,7 @@ def _numbers(document: object) -> Iterator[float]:
 
 @settings(max_examples=60)
 @given(_settings())
+@pytest.mark.slow
 def test_any_allowed_settings_give_finite_figures_and_a_page(chosen: ToySettings) -> None:
     with np.errstate(all="raise", under="ignore"):
         figures = study(chosen)

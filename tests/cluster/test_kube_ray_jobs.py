@@ -209,6 +209,7 @@ def test_the_table_of_retries(
     ("script", "metadata", "clusters"),
     [("jobs/pipeline.py", RETRIED, 1), ("jobs/pipeline.py", {}, 4), ("-m ssd_ray run", RETRIED, 4)],
 )
+@pytest.mark.slow
 def test_a_mistake_of_the_user_costs_one_cluster(
     script: str, metadata: Object, clusters: int
 ) -> None:

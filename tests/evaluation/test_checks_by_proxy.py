@@ -739,6 +739,7 @@ def grade(
     return job, grade_files(job, LineProgress())
 
 
+@pytest.mark.slow
 def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
     rows = [row("first", GOOD), *BROKEN.values(), row("last", GOOD)]
     names = [row["task_id"] for row in rows]

@@ -289,6 +289,7 @@ def test_a_machine_below_the_floor_is_refused_with_what_to_do():
     assert Sandbox(floor="L0", level=BY_NAME["L0"]).level == "L0"
 
 
+@pytest.mark.slow
 def test_every_level_of_this_machine_runs_programs():
     names = []
     for level, why in supervisor.try_levels():

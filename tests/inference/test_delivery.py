@@ -99,6 +99,7 @@ def _eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_an_answer_is_written(start: Callable[..., Engine], steps: Steps) -> None:
     engine, written = start(), threading.Event()
     engine.submit(_request(1)).add_done_callback(lambda _: written.wait(PATIENCE_S))

@@ -53,6 +53,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[int], list[float]]:
 
 @settings(max_examples=300, deadline=None)
 @given(batches(), st.booleans())
+@pytest.mark.slow
 def test_survivors_match_the_definition(
     batch: tuple[np.ndarray, list[int], list[float]], may_read: bool
 ) -> None:
@@ -146,6 +147,7 @@ def _unstable(
 
 @settings(max_examples=300, deadline=None)
 @given(batches(), st.sampled_from([0.3, 0.7, 1.0, 1.6, 2.0]), st.booleans())
+@pytest.mark.slow
 def test_the_sampler_is_the_operator(
     batch: tuple[np.ndarray, list[int], list[float]], temperature: float, temper_first: bool
 ) -> None:
@@ -183,6 +185,7 @@ def test_all_ties_of_the_kth_survive() -> None:
     assert _kept(scores, [3], [1.0]) == [{0, 1, 2}]
 
 
+@pytest.mark.slow
 def test_every_truncation_uses_the_processor_and_keeps_ties() -> None:
     """Top-k alone as well: where Triton is, vLLM keeps exactly k."""
     from vllm.sampling_params import SamplingParams
@@ -261,6 +264,7 @@ def test_a_flat_distribution_over_a_large_vocabulary_is_cut(scale: float) -> Non
 
 @settings(max_examples=200, deadline=None)
 @given(batches(), st.sampled_from([0.25, 0.6, 1.0, 1.7]), st.booleans())
+@pytest.mark.slow
 def test_bounds_with_temperatures_keep_what_tempered_logits_keep(
     batch: tuple[np.ndarray, list[int], list[float]], temperature: float, may_read: bool
 ) -> None:

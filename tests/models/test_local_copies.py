@@ -120,6 +120,7 @@ def kill_at(number: int, disk: Path) -> None:
 
 
 @pytest.mark.parametrize("is_clean", [True, False], ids=["an empty disk", "left by the last kill"])
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_is_taken_for_complete(
     model: Path, disk: Path, is_clean: bool
 ) -> None:

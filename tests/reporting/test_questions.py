@@ -32,6 +32,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return chosen, json.loads((report / "questions.json").read_text()), html
 
 
+@pytest.mark.slow
 def test_every_arm_is_next_to_the_control_that_it_answers(shown: Any) -> None:
     chosen, document, html = shown
     rows = [row for row in document["answers"] if row["benchmark"] == "builtin"]

@@ -317,6 +317,7 @@ def swept(tmp_path_factory):
     return made, read_scores(out / "scores.json"), (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_states_the_selection_free_gain_first(swept):
     _, scores, html = swept
     page = assert_safe(html)

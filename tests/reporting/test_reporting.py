@@ -162,6 +162,7 @@ def test_use_and_money_of_gpus_are_in_the_costs(made, shown):
     assert '<td class="n">47 s</td>' in row[0], "the longest load of an engine"
 
 
+@pytest.mark.slow
 def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     report(made.recipe, made.path, made.steps, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())

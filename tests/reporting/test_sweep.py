@@ -89,6 +89,7 @@ def test_a_peak_outside_of_the_cells_is_a_warning() -> None:
     assert finding.what.startswith("No peak ")
 
 
+@pytest.mark.slow
 def test_noise_alone_has_a_warning_no_peak_and_luck() -> None:
     documents = [_document(lambda _: 0.5, seed) for seed in range(20, 44)]
     stated = [_peak(each) for each in documents]

@@ -109,6 +109,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_graders_apart_need_no_ray_no_network_and_no_other_path(tmp_path: Path) -> None:
     if not landlock.abi_version():
         pytest.skip("the kernel has no Landlock")
@@ -178,6 +179,7 @@ def test_hostile_answers_are_refused_by_name(
     assert f"{path} {reason}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_rows_of_unknown_prompts_without_a_ledger_are_refused(tmp_path: Path) -> None:
     made = GradedRun(tmp_path / "run", problems=2, samples=8)
     for rows, reason in (
@@ -191,6 +193,7 @@ def test_rows_of_unknown_prompts_without_a_ledger_are_refused(tmp_path: Path) ->
             follow(FollowJob(run=made.run), LineProgress())
 
 
+@pytest.mark.slow
 def test_a_half_written_shard_is_not_graded(tmp_path: Path) -> None:
     made = GradedRun(tmp_path / "run", problems=2, samples=8)
     made.draw(0, 16)

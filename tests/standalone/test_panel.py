@@ -252,6 +252,7 @@ def with_panel(run: Path, *overrides: str) -> Recipe:
     return recipes.load(run / "recipe.yaml", list(overrides))
 
 
+@pytest.mark.slow
 def test_a_planted_regression_of_a_benchmark_fails_the_command(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

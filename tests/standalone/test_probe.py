@@ -167,6 +167,7 @@ def test_a_killed_probe_resumes_at_its_last_complete_shard(
     assert written[0] == "answers-00003-000"
 
 
+@pytest.mark.slow
 def test_models_in_pairs_give_the_same_numbers(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +190,7 @@ def test_models_in_pairs_give_the_same_numbers(
     assert expected == result
 
 
+@pytest.mark.slow
 def test_large_models_are_loaded_two_at_a_time(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +224,7 @@ def _probe(out: Path, contexts: Path | str, *models: Path | str, **options: str)
     return exit_status("probe", *models, "--contexts", contexts, "--out", out, "--quiet", *chosen)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_numbers_and_page(
     base: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_run_is_its_base_and_its_student(run: Path, tmp_path: Path) -> None:
     assert document["settings"]["evaluation"] == {"temperature": 0.9, "top_k": 8, "top_p": 1.0}
 
 
+@pytest.mark.slow
 def test_exported_steps_are_a_curve_over_the_training(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     steps = run / "checkpoint" / "steps"
@@ -85,6 +86,7 @@ def test_exported_steps_are_a_curve_over_the_training(run: Path, tmp_path: Path)
     assert 'alt="Lines of gap closed' in (out / "probe.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_base_of_its_own_is_named_once(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     base = run / "base-model"

@@ -69,6 +69,7 @@ def _verdicts(job: Job) -> list[dict[str, Any]]:
     return pq.read_table(job.out / "verdicts.parquet").to_pylist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems: Path) -> None:
     codes = [DOUBLE, "print(input())", "1 / 0", "while True: pass"]
     job = _job(
@@ -98,6 +99,7 @@ def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems:
     assert stored["benchmarks"]["problems"]["all"]["pass@1"]["estimate"] == 0.25
 
 
+@pytest.mark.slow
 def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problems: Path) -> None:
     text = f"First:\n```python\n{DOUBLE}\n```\nor\n```python\nprint(0)\n```\n"
     rows = [{"problem_id": "p0", "index": 5, "text": text}, {"problem_id": "p1", "text": "no code"}]
@@ -109,6 +111,7 @@ def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problem
     ]
 
 
+@pytest.mark.slow
 def test_text_inside_open_reasoning_is_no_answer(tmp_path: Path, problems: Path) -> None:
     texts = [
         f"Try\n```python\n{DOUBLE}\n```\n{end}"
@@ -132,6 +135,7 @@ def test_text_inside_open_reasoning_is_no_answer(tmp_path: Path, problems: Path)
         )
 
 
+@pytest.mark.slow
 def test_a_second_call_regrades_nothing(tmp_path: Path, problems: Path) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
     first = grade_files(job, LineProgress())
@@ -337,6 +341,7 @@ def test_the_name_of_a_benchmark_is_refused_in_place_of_a_file(
     )
 
 
+@pytest.mark.slow
 def test_a_lone_surrogate_and_foreign_bytes_get_a_verdict(tmp_path: Path, problems: Path) -> None:
     codes = [
         "print('\ud800' and 2 * int(input()))",

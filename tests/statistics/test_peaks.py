@@ -75,6 +75,7 @@ def test_noise_alone_has_no_peak() -> None:
     ("problems", "answers", "spread", "height"),
     [(131, 1, 0.3, 0.1), (40, 4, 0.3, 0.1), (64, 1, 0.0, 0.2), (24, 10, 0.2, 0.2)],
 )
+@pytest.mark.slow
 def test_the_interval_of_a_peak_covers_it_in_95_of_100_draws(
     problems: int, answers: int, spread: float, height: float
 ) -> None:
@@ -92,6 +93,7 @@ def test_the_interval_of_a_peak_covers_it_in_95_of_100_draws(
 
 
 @pytest.mark.parametrize("error", [0.5, 2.0])
+@pytest.mark.slow
 def test_without_problems_the_interval_covers_as_often(error: float) -> None:
     generator = np.random.default_rng(5)
     covered = []

@@ -20,6 +20,7 @@ def service() -> Iterator[JobService]:
         yield served
 
 
+@pytest.mark.slow
 def test_a_mistake_stops_a_job_that_is_retried(service: JobService) -> None:
     status, log = service.run(MISTAKEN, RETRIED)
     assert (status, service.stopped) == ("STOPPED", [JOB_ID])

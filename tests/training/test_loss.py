@@ -262,6 +262,7 @@ def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss() -> None:
     assert peaks["chunked"] <= peaks["plain"] / 5
 
 
+@pytest.mark.slow
 def test_held_out_measures_need_memory_for_one_chunk() -> None:
     positions = CHUNK // CHUNKS
     logits = [torch.randn(positions, VOCABULARY) for _ in range(2)]

@@ -155,6 +155,7 @@ def test_samples_of_several_temperatures_are_sources(made: Made, tmp_path: Path)
     assert "<strong>40</strong> of 80 answers" in page.text
 
 
+@pytest.mark.slow
 def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
     (run / "owner.json").write_text(json.dumps({"outcome": None}))
     log = run / "logs" / "progress.log"
