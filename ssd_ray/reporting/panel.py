@@ -33,7 +33,9 @@ class Counts:
     right: int
     wrong: int
     wrong_format: int
-    """No program, no number, code instead of a number, or no label as the likeliest token."""
+    """No program, no number, code instead of a number, a broken rule of an instruction, or no label
+    as the likeliest token.
+    """
     ungraded: int
     label_mass: float | None = None
     """Mean probability of all labels, for choices."""
@@ -51,7 +53,7 @@ class Measured:
     student: Counts | None
     base: Counts | None
     difference: Difference | None
-    """Share solved, student minus base; None for a divergence."""
+    """Share solved or in the right format, student minus base; None for a divergence."""
     divergence: Interval | None
     """Nats a token; None for shares."""
     regression: Regression

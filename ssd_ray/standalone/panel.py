@@ -3,6 +3,7 @@
     RUN/recipe.yaml (panel:), RUN/report/scores.json, base, checkpoint/ ─> panel.json, panel.html
 
 - Benchmarks are read from the run: nothing is drawn or graded again.
+- Formats are checked on files of answers.
 - Choices and divergences are forward passes of base and student.
 - Wrong answers and wrong formats are counted apart.
 """
@@ -29,6 +30,7 @@ from ssd_ray.reporting.numbers.scores_file import read_scores
 from ssd_ray.reporting.panel import PAGE, Counts, Measured, Panel, json_text, panel_page
 from ssd_ray.schema import Completion, Problem, Verdict
 from ssd_ray.standalone.panel_files import LABELS, read_prompts, read_questions
+from ssd_ray.standalone.panel_formats import Kept, kept, read_answers, read_instructions
 from ssd_ray.standalone.probe_models import LoadedModels, resolve
 from ssd_ray.statistics.differences import difference, pass_at_values
 from ssd_ray.statistics.means import ratio_interval
@@ -60,13 +62,16 @@ def panel(recipe: Recipe, run: Path, out: Path, progress: Progress) -> Panel:
     # Files are read before any model is loaded: a mistake in the last one shows at once.
     for name, each in recipe.panel.items():
         _check(recipe, run, name, each)
-    needs_models = any(each.kind != "benchmark" for each in recipe.panel.values())
+    needs_models = any(each.kind in ("choices", "kl") for each in recipe.panel.values())
     pair = _pair(run, progress) if needs_models else None
     measured = []
     for name, each in recipe.panel.items():
         progress.say(f"panel: {name}")
         if each.kind == "benchmark":
             measured.append(_benchmark(recipe, run, name, each))
+            continue
+        if each.kind == "format":
+            measured.append(_formats(recipe, name, each))
             continue
         assert pair is not None
         act = _choices if each.kind == "choices" else _divergence
@@ -88,6 +93,8 @@ def _check(recipe: Recipe, run: Path, name: str, chosen: Capability) -> None:
         read_questions(Path(chosen.source), chosen.limit)
     elif chosen.kind == "kl":
         read_prompts(Path(chosen.source), chosen.limit)
+    elif chosen.kind == "format":
+        _kept(chosen)
     else:
         _arms(recipe, run, name, chosen)
 
@@ -177,6 +184,36 @@ def kind_of_answer(verdict: Verdict, text: str, *, is_numeric: bool) -> str:
     if verdict.outcome in ("no_code", "wrong_block"):
         return "wrong_format"
     return "wrong_format" if is_numeric and _FENCE in text else "wrong"
+
+
+def _kept(chosen: Capability) -> tuple[Kept, Kept]:
+    """Return the checked answers of student and base."""
+    instructions = read_instructions(chosen.source, chosen.limit)
+    assert chosen.answers is not None
+    assert chosen.base_answers is not None
+    student, base = (
+        kept(instructions, read_answers(Path(path), instructions))
+        for path in (chosen.answers, chosen.base_answers)
+    )
+    return student, base
+
+
+def _formats(recipe: Recipe, name: str, chosen: Capability) -> Measured:
+    student, base = _kept(chosen)
+    most = max(student.most, base.most)
+    paired = difference(recipe, student.shares, base.shares, answers=most)
+    assert paired is not None, "every instruction has answers"
+    return Measured(
+        name=name,
+        kind=chosen.kind,
+        source=chosen.source,
+        items=paired.problems,
+        student=student.counts,
+        base=base.counts,
+        difference=paired,
+        divergence=None,
+        regression=regression(paired, chosen.tolerance),
+    )
 
 
 def _pair(run: Path, progress: Progress) -> Pair:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.errors import UserError
-from ssd_ray.problems.benchmarks.files import RowError, list_files, read_rows
+from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
 
 LABELS = "ABCDEFGHIJ"
 _PROMPT_FIELDS = ("prompt", "question", "text")
@@ -49,7 +49,7 @@ def read_questions(path: Path, limit: int | None) -> tuple[ChoiceQuestion, ...]:
     Raises:
         UserError: the file is missing, or a row lacks a question, choices or an answer.
     """
-    rows = itertools.islice(_rows(path), limit)
+    rows = read_file_rows(path, limit)
     return tuple(_question(path, number, row) for number, row in enumerate(rows, start=1))
 
 
@@ -60,7 +60,7 @@ def read_prompts(path: Path, limit: int | None) -> tuple[str, ...]:
         UserError: the file is missing, or a row has no text.
     """
     texts = []
-    for number, row in enumerate(itertools.islice(_rows(path), limit), start=1):
+    for number, row in enumerate(read_file_rows(path, limit), start=1):
         stated = next((row[name] for name in _PROMPT_FIELDS if row.get(name)), None)
         if not isinstance(stated, str):
             raise UserError(
@@ -70,7 +70,16 @@ def read_prompts(path: Path, limit: int | None) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_file_rows(path: Path, limit: int | None) -> Iterator[Row]:
+    """Yield the first rows of the files of a panel, all for None.
+
+    Raises:
+        UserError: the file is missing, or a row is unreadable.
+    """
+    return itertools.islice(_rows(path), limit)
+
+
+def _rows(path: Path) -> Iterator[Row]:
     for file in list_files(path, "source of a panel"):
         for number, row in read_rows(file):
             if isinstance(row, RowError):
