@@ -13,7 +13,6 @@ Reads model directories; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +112,7 @@ class ScoredModel:
         """
         from transformers import AutoModelForCausalLM
 
-        with _without_bars():
+        with loading.library_bars(False):
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory,
                 config=loading.load_config(directory),
@@ -189,20 +188,6 @@ class ScoredModel:
                 f"{self.name}: the logits of {kind} are not those of its output head, scaled and "
                 "capped as configured: choose another architecture"
             )
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the bars of transformers out of the progress of this package."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 def check(models: Sequence[ScoredModel], contexts: Sequence[Context]) -> None:

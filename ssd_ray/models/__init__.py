@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts.files import digest, publish_directory
 from ssd_ray.errors import OutsideError, UserError, one_line
@@ -286,44 +286,10 @@ def _convert_once(file: Path) -> Path:
             "set SSD_RAY_CACHE to another directory"
         ) from error
     try:
-        _convert(file, temporary)
+        gguf_file.convert(file, temporary)
         # mkdtemp makes directories that other users cannot read.
         os.chmod(temporary, 0o755)
         publish_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def _convert(file: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    directory = str(file.parent)
-    options: dict[str, Any] = {
-        "gguf_file": file.name,
-        "local_files_only": True,
-        "trust_remote_code": False,
-    }
-    try:
-        # An unsupported architecture is refused here, before a tensor is read.
-        AutoConfig.from_pretrained(directory, **options)
-        AutoTokenizer.from_pretrained(directory, **options).save_pretrained(out)
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-            **options,
-        )
-    except (ValueError, LookupError, NotImplementedError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} cannot be converted by transformers ({one_line(error)}): "
-            "give a file of a supported architecture, or the model's safetensors"
-        ) from error
-    try:
-        model.save_pretrained(out)
-    except OSError as error:
-        raise OutsideError(
-            f"cannot write the model into {out}: {error}; "
-            "make room or set SSD_RAY_CACHE to another directory"
-        ) from error

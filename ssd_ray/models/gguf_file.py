@@ -1,17 +1,19 @@
-"""Check before a conversion that a GGUF file is a complete model in convertible types.
+"""Check that a GGUF file is a complete model in convertible types, and convert it.
 
-Reads the file's metadata, and one row of one tensor of each type.
+The check reads the metadata, and one row of one tensor of each type.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from struct import error as StructError
 from typing import Any
 
-from ssd_ray.errors import one_line
+from ssd_ray.errors import OutsideError, UserError, one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
+from ssd_ray.models.loading import library_bars
 from ssd_ray.models.weights import FaultError
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<parts>\d{5})\.gguf$")
@@ -42,6 +44,50 @@ def check(file: Path) -> None:
     if content != "model":
         raise FaultError(f"holds no model, its general.type is {content!r}", _OTHER)
     _check_types(reader)
+
+
+def convert(file: Path, out: Path) -> None:
+    """Write the model of a GGUF file as a Hugging Face directory, in float32.
+
+    Bars of loading and writing are shown on a terminal alone; that of conversion, always.
+
+    Raises:
+        UserError: transformers cannot convert the file.
+        OutsideError: the directory cannot be written.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    directory = str(file.parent)
+    options: dict[str, Any] = {
+        "gguf_file": file.name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    try:
+        # An unsupported architecture is refused here, before a tensor is read.
+        AutoConfig.from_pretrained(directory, **options)
+        AutoTokenizer.from_pretrained(directory, **options).save_pretrained(out)
+        with library_bars(sys.stderr.isatty()):
+            model = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                **options,
+            )
+    except (ValueError, LookupError, NotImplementedError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} cannot be converted by transformers ({one_line(error)}): "
+            "give a file of a supported architecture, or the model's safetensors"
+        ) from error
+    try:
+        with library_bars(sys.stderr.isatty()):
+            model.save_pretrained(out)
+    except OSError as error:
+        raise OutsideError(
+            f"cannot write the model into {out}: {error}; "
+            "make room or set SSD_RAY_CACHE to another directory"
+        ) from error
 
 
 def _read(file: Path) -> Any:

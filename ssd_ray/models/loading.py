@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,3 +142,18 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
         for name in names
         if (directory / name).exists()
     }
+
+
+@contextmanager
+def library_bars(shown: bool) -> Iterator[None]:
+    """Show the bars of transformers, or keep them out of the progress of this package."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -26,6 +26,7 @@ CONVERTS = """
 import sys, time
 from pathlib import Path
 from ssd_ray import models
+from ssd_ray.models import gguf_file
 own, other, file = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 def convert(file, out):
     (out / "config.json").write_text("{}")
@@ -36,7 +37,7 @@ def together(path, target):
     while not (file.parent / other).exists():
         time.sleep(0.001)
     return rename(path, target)
-models._convert, Path.rename = convert, together
+gguf_file.convert, Path.rename = convert, together
 print(models._convert_once(file))
 """
 

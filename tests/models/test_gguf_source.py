@@ -11,7 +11,7 @@ import pytest
 from ssd_ray import models
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError
-from ssd_ray.models import loading
+from ssd_ray.models import gguf_file, loading
 from tests.support.tiny_gguf import tiny_gguf
 
 
@@ -26,11 +26,17 @@ def source(path: object) -> ModelConfig:
 
 
 def test_a_local_gguf_file_is_converted_once(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     file = tiny_gguf(tmp_path / "tiny.Q8_0.gguf")
     assert models.local_directory(source(file)) is None
     directory = models.fetch(source(file))
+    shown = capfd.readouterr().err
+    assert "Loading weights" not in shown, "bars of loading are for terminals"
+    assert "Writing model" not in shown
     assert directory.parent == cache
     assert models.local_directory(source(file)) == directory
     assert (directory / "model.safetensors").exists()
@@ -39,7 +45,7 @@ def test_a_local_gguf_file_is_converted_once(
         == "ab c"
     )
     assert loading.load_config(directory).num_hidden_layers == 2
-    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(gguf_file, "convert", lambda *_: pytest.fail("converted twice"))
     assert models.fetch(source(file)) == directory
     monkeypatch.chdir(tmp_path)
     assert models.fetch(source("tiny.Q8_0.gguf")) == directory
