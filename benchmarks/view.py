@@ -1,6 +1,6 @@
 """Speed and memory of `ssd-ray view` over a synthetic run of a million answers.
 
-python benchmarks/view.py --out figures.json [--answers 1000000] [--keep DIRECTORY]
+python benchmarks/view.py --out figures.json [--answers 1000000] [--shard-rows 20000] [--keep RUN]
 
 It asks over HTTP, as a browser does, and prints each median next to its bar.
 """
@@ -51,8 +51,8 @@ FILTERS = (
 )
 
 
-def write_run(run: Path, answers: int) -> None:
-    """Write two arms with verdicts; texts of a shard repeat in the next, ids do not."""
+def write_run(run: Path, answers: int, shard_rows: int) -> None:
+    """Write two arms with verdicts; texts repeat after `SHARD_ROWS` answers, ids do not."""
     rng = np.random.default_rng(0)
     words = np.array([rng.bytes(4).hex()[: rng.integers(2, 9)] for _ in range(5000)])
     lengths = rng.integers(20, 200, SHARD_ROWS)
@@ -64,8 +64,10 @@ def write_run(run: Path, answers: int) -> None:
     for arm in ("base", "ssd"):
         (run / "generations" / arm).mkdir(parents=True)
         (run / "verdicts" / arm).mkdir(parents=True)
-        for shard in range(answers // 2 // SHARD_ROWS):
-            _write_shard(run, arm, shard, texts, tokens)
+        for shard in range(answers // 2 // shard_rows):
+            at = shard * shard_rows % SHARD_ROWS
+            rows = slice(at, at + shard_rows)
+            _write_shard(run, arm, shard, texts[rows], tokens[rows])
     (run / "recipe.yaml").write_text("model: {source: synthetic}\n")
 
 
@@ -73,34 +75,35 @@ def _write_shard(
     run: Path, arm: str, shard: int, texts: list[str], tokens: list[np.ndarray]
 ) -> None:
     rng = np.random.default_rng((arm == "ssd", shard))
-    rows = np.arange(SHARD_ROWS) + shard * SHARD_ROWS
+    size = len(texts)
+    rows = np.arange(size) + shard * size
     problems = rows // 100
     keys = {
         "prompt_id": [f"lcb/{problem:06}" for problem in problems],
         "sample_index": rows % 100,
-        "source": ["livecodebench"] * SHARD_ROWS,
+        "source": ["livecodebench"] * size,
         "difficulty": np.array(("easy", "medium", "hard"))[problems % 3],
     }
     drawn = {
-        "seed": rng.integers(0, 2**60, SHARD_ROWS),
-        "prompt_token_ids": [tokens[0]] * SHARD_ROWS,
+        "seed": rng.integers(0, 2**60, size),
+        "prompt_token_ids": [tokens[0]] * size,
         "output_token_ids": tokens,
         "text": texts,
-        "finish_reason": np.where(rng.random(SHARD_ROWS) < 0.1, "length", "stop"),
+        "finish_reason": np.where(rng.random(size) < 0.1, "length", "stop"),
     }
-    outcomes = rng.choice(OUTCOMES, SHARD_ROWS)
+    outcomes = rng.choice(OUTCOMES, size)
     judged = {
         "outcome": outcomes,
-        "num_tests": [10] * SHARD_ROWS,
+        "num_tests": [10] * size,
         "num_passed": np.where(outcomes == "accepted", 10, 3),
-        "time_s": rng.random(SHARD_ROWS),
-        "code": ["print(2 * int(input()))"] * SHARD_ROWS,
-        "detail": ["test 4: line 1 is '5' and should be '4'"] * SHARD_ROWS,
+        "time_s": rng.random(size),
+        "code": ["print(2 * int(input()))"] * size,
+        "detail": ["test 4: line 1 is '5' and should be '4'"] * size,
         "failed_test": np.where(outcomes == "accepted", -1, 3),
-        "peak_bytes": rng.integers(10**7, 10**8, SHARD_ROWS),
-        "sandbox_level": ["L3"] * SHARD_ROWS,
-        "outcome_base": [""] * SHARD_ROWS,
-        "reasoning": ["none"] * SHARD_ROWS,
+        "peak_bytes": rng.integers(10**7, 10**8, size),
+        "sandbox_level": ["L3"] * size,
+        "outcome_base": [""] * size,
+        "reasoning": ["none"] * size,
     }
     for folder, columns, kind in (
         ("generations", drawn, Completion),
@@ -196,12 +199,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--answers", type=int, default=1_000_000)
+    parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help="rows of a shard")
     parser.add_argument("--keep", type=Path, help="directory of the run, made where it is missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = options.keep or Path(folder) / "synthetic"
         if not run.exists():
-            write_run(run, options.answers)
+            write_run(run, options.answers, options.shard_rows)
         size = sum(path.stat().st_size for path in run.rglob("*.parquet"))
         # Once without a record: reading the files for the first time measures the disk.
         measure(run)
