@@ -4,8 +4,9 @@
   killed probe resumes at its last complete shard.
 - All models go through a batch together. Where that takes too much memory, each trained model goes
   with the base in a pass of its own, and no more than two are in memory.
-- `positions`: a row for each position and model. `answers`: a row for each answer and model.
-  `heads`: the most likely tokens at a sample of the positions, and at all of the answers shown.
+- `positions`: a row for each position and model, with a few likely tokens. `answers`: a row for
+  each answer and model. `heads`: the most likely tokens at a sample of the positions, and at all of
+  the answers shown.
 - Complete shards are joined into one file a table, row group by row group.
 """
 
@@ -35,6 +36,8 @@ SHARD_POSITIONS = 8192
 """Least positions of a shard but the last."""
 NUM_HEADS = 2000
 """Positions sampled for `heads`."""
+NUM_TOP = 6
+"""Likely tokens kept at every position, for a reader of the answer."""
 TABLES = ("answers", "heads", "positions")
 """Tables in the order of their writing."""
 SHARDS = "shards"
@@ -263,6 +266,8 @@ def _positions(job: Job, places: _Places, model: str, measures: Measures) -> pa.
         for name, tensor in vars(measures).items()
         if name not in (*_HEADS, "progress")
     }
+    columns["top_ids"] = _array(measures.head_ids[:, :NUM_TOP])
+    columns["top_log_probabilities"] = _array(measures.head_log_probabilities[:, :NUM_TOP])
     return pa.table(columns)
 
 

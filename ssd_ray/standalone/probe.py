@@ -3,8 +3,8 @@
 - The directory is an artifact: claimed first, sealed last, and resumed after a kill.
 - A complete probe is not measured again; its numbers and its page are written again.
 
-Reads models and contexts. Writes positions.parquet, answers.parquet, heads.parquet, probe.json and
-probe.html.
+Reads models and contexts. Writes positions.parquet, answers.parquet, heads.parquet, tokens.parquet,
+probe.json and probe.html.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.artifacts.identity import Identity
+from ssd_ray.artifacts.shards import row_group_tables, write_table
 from ssd_ray.config import Decoding, ModelConfig
 from ssd_ray.config.arms import decoding
 from ssd_ray.errors import UserError
@@ -46,7 +47,7 @@ PAPER = Settings(
     evaluation=Setting(temperature=1.1, top_k=20, top_p=0.8),
 )
 """The paper's setting for Qwen3-4B-Instruct, used without a run."""
-TABLES_REVISION = 1
+TABLES_REVISION = 2
 """Raise it where columns of the tables change their meaning, such as the sums of `signals`."""
 NUM_SHOWN = 6
 LONGEST_SHOWN = 320
@@ -120,6 +121,7 @@ def probe(job: ProbeJob, progress: Progress) -> ProbeNumbers:
             _check_limits(settings, loaded[0].vocabulary)
             work = _work(loaded, placed, settings, tokenizer)
             probe_tables.write(replace(work, budget=job.batch_tokens), job.out, progress)
+            _write_texts(job.out, Pieces(tokenizer))
             rows = sum(context.num_positions for context in work.contexts) * len(places)
             manifests.seal(job.out, identity, RowFacts(rows=rows))
             shutil.rmtree(job.out / probe_tables.SHARDS, ignore_errors=True)
@@ -134,6 +136,20 @@ def _write(out: Path, result: ProbeNumbers, tokenizer: Any) -> None:
     files.write_atomic(out / "probe.json", canonical(rounded_to_ten_digits(plain(result))) + "\n")
     shown = programs(out, result, Pieces(tokenizer))
     files.write_atomic(out / "probe.html", probe_page(result, shown))
+
+
+def _write_texts(out: Path, pieces: Pieces) -> None:
+    """Write the text of each token id of the tables: `ssd-ray view` has no tokenizer."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    seen: set[int] = set()
+    for table in row_group_tables(out / "positions.parquet", columns=["token_id", "top_ids"]):
+        for ids in (table["token_id"], pc.list_flatten(table["top_ids"])):
+            seen.update(pc.unique(ids).to_pylist())
+    listed = sorted(seen)
+    texts = pa.table({"token_id": pa.array(listed, pa.int32()), "text": pieces.of(listed)})
+    write_table(out, "tokens", texts)
 
 
 def _usual_dtype() -> Literal["float32", "bfloat16"]:

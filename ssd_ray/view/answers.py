@@ -67,6 +67,8 @@ class Answer:
     text: str
     seed: int
     num_prompt_tokens: int
+    token_ids: tuple[int, ...]
+    """Output ids; () in a file without them."""
     file: str
     judged: tuple[Judged, ...]
 
@@ -86,7 +88,7 @@ def read_answer(index: Index, row: Row) -> Answer:
     record = _record(
         index,
         path,
-        "text, seed, len(prompt_token_ids) AS prompt_tokens, prompt_id",
+        "text, seed, len(prompt_token_ids) AS prompt_tokens, output_token_ids, prompt_id",
         "file_row_number = ?",
         [place],
     )
@@ -102,6 +104,7 @@ def read_answer(index: Index, row: Row) -> Answer:
         text=record["text"] or "",
         seed=record["seed"],
         num_prompt_tokens=record["prompt_tokens"] or 0,
+        token_ids=tuple(record["output_token_ids"] or ()),
         file=str(path.relative_to(index.run.path)),
         judged=tuple(_verdicts(index, source, row)),
     )

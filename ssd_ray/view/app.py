@@ -101,7 +101,8 @@ class Viewer:
         run, index, filters = self._table(request)
         row = self._row(request, index)
         arm = request.query_params.get("with", "")
-        return pages.render("answer.html.j2", **pages.answer_context(run, index, filters, row, arm))
+        shown = pages.Shown(run=run, index=index, filters=filters, probes=self.runs.probes())
+        return pages.render("answer.html.j2", **pages.answer_context(shown, row, arm))
 
     def raw(self, request: Request) -> Response:
         """Return the text of one answer as plain text."""

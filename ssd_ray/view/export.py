@@ -44,8 +44,9 @@ def export(runs: Runs, out: Path, rows: int) -> int:
     shared = {"exported": True, "base": "", "files": files}
     table = {"run": run, "index": index, "filters": filters, "page": page}
     _write(out / "index.html", "exported.html.j2", {**table, **shared})
+    shown = pages.Shown(run=run, index=index, filters=filters, probes=runs.probes())
     for row in page.rows:
-        context = pages.answer_context(run, index, filters, row)
+        context = pages.answer_context(shown, row)
         # The last page has no link to an answer that is not exported.
         if context["after"] is not None and context["after"].position not in files:
             context["after"] = None

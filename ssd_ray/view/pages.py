@@ -6,13 +6,15 @@ It escapes every string, and a missing variable is an error. Reads the templates
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jinja2
 from starlette.responses import HTMLResponse
 
-from ssd_ray.view import answers, queries, rendering
+from ssd_ray.view import answers, queries, rendering, tokens
 from ssd_ray.view.filters import FACETS, SORTS, Filters
 from ssd_ray.view.index import Index
 from ssd_ray.view.runs import Run
@@ -77,21 +79,30 @@ def size(num_bytes: int) -> str:
     return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
 
 
-def answer_context(
-    run: Run, index: Index, filters: Filters, row: queries.Row, arm: str = ""
-) -> Context:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """The table of answers behind a page of one, and the probes that may have it."""
+
+    run: Run
+    index: Index
+    filters: Filters
+    probes: Mapping[str, Path]
+
+
+def answer_context(shown: Shown, row: queries.Row, arm: str = "") -> Context:
     """Return all that the page of an answer shows; `arm` chooses the answer to compare with.
 
     Raises:
-        UserError: the shard of the answer was deleted.
+        UserError: the shard of the answer was deleted, or a probe cannot be read.
     """
+    index, filters = shown.index, shown.filters
     answer = answers.read_answer(index, row)
     peers = queries.of_problem(index, row)
     other_row = _other(peers, row, arm)
     other = answers.read_answer(index, other_row) if other_row else None
     prompt, statement = answers.prompt_text(index, answer.source, row.prompt_id)
     return {
-        "run": run,
+        "run": shown.run,
         "index": index,
         "filters": filters,
         "answer": answer,
@@ -101,6 +112,8 @@ def answer_context(
         "failing": answers.failing_test(index, answer),
         "peers": peers,
         "other": other,
+        "layer": tokens.token_layer(index, answer, shown.probes),
+        "probe_command": tokens.command(answer),
         "program_lines": rendering.difference(other.program, answer.program) if other else [],
         "before": queries.neighbor(index, filters, row, forward=False),
         "after": queries.neighbor(index, filters, row, forward=True),

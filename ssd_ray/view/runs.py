@@ -150,6 +150,7 @@ class Runs:
 
     roots: tuple[Path, ...]
     _known: dict[str, Run] = field(default_factory=dict)
+    _known_probes: dict[str, Path] = field(default_factory=dict)
     _scanned_at: float = -1e9
 
     @classmethod
@@ -173,16 +174,18 @@ class Runs:
                     run = Run(self._name(path, root, known), path, root)
                     known[run.name] = run
             self._known = known
+            self._known_probes = {
+                str(page.parent.relative_to(root)) if page.parent != root else root.name: page
+                for root in self.roots
+                for page in _probes(root, 0)
+            }
             self._scanned_at = time.monotonic()
         return self._known
 
     def probes(self) -> dict[str, Path]:
-        """Return the pages of probes by name."""
-        return {
-            str(page.parent.relative_to(root)) if page.parent != root else root.name: page
-            for root in self.roots
-            for page in _probes(root, 0)
-        }
+        """Return the pages of probes by name; they are looked for together with the runs."""
+        self.all()
+        return self._known_probes
 
     def _name(self, path: Path, root: Path, known: dict[str, Run]) -> str:
         inner = "" if path == root else str(path.relative_to(root))
@@ -210,7 +213,8 @@ def _probes(path: Path, depth: int) -> Iterator[Path]:
     inner = set(names(path))
     if {"probe.html", "heads.parquet"} <= inner and not (path / "probe.html").is_symlink():
         yield path / "probe.html"
-    if depth == _MAX_DEPTH:
+    # Artifacts hold no probes, and their shards may be many.
+    if depth == _MAX_DEPTH or "fingerprint.json" in inner:
         return
     for name in sorted(inner - _CONTAINERS):
         child = path / name

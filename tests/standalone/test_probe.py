@@ -239,6 +239,24 @@ def test_the_command_writes_tables_numbers_and_page(
     table = pq.read_table(out / "positions.parquet")
     assert table.num_rows == 2 * sum(context.num_positions for context in answers())
     assert set(table["token_kind"].to_pylist()) >= {"keyword", "name", "comment", "prose"}
+    texts = dict(
+        zip(
+            *(
+                pq.read_table(out / "tokens.parquet")[name].to_pylist()
+                for name in ("token_id", "text")
+            ),
+            strict=True,
+        )
+    )
+    assert {token for ids in table["top_ids"].to_pylist() for token in ids} <= texts.keys()
+    heads = pq.read_table(out / "heads.parquet").slice(0, 1).to_pylist()[0]
+    row = next(
+        row
+        for row in table.to_pylist()
+        if all(row[name] == heads[name] for name in ("problem_id", "model", "position"))
+    )
+    assert row["top_ids"] == heads["head_ids"][:6]
+    assert row["top_log_probabilities"] == heads["head_log_probabilities"][:6]
     page = (out / "probe.html").read_text()
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
