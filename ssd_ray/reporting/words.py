@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal
+from urllib.parse import urlencode
 
 from ssd_ray.artifacts.facts import Isolation
 from ssd_ray.config import Decoding
@@ -125,6 +127,11 @@ def rate(share: float | None, size: int) -> str:
     if share is None or not is_few(size):
         return percent(share, decimals(size))
     return f"{solved(share, size)} of {size}"
+
+
+def rows(page: Literal["answers", "changes"], **filters: str) -> str:
+    """Return the place of rows in `ssd-ray view`: its page, and filters without a run."""
+    return f"{page}?{urlencode({name: value for name, value in filters.items() if value})}"
 
 
 def tally(difference: Difference) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import duckdb
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -28,10 +29,11 @@ from starlette.staticfiles import StaticFiles
 
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.view import answers, live, pages, queries, takeaway
-from ssd_ray.view.changes import paired_by_problem
+from ssd_ray.view.changes import Part, paired_by_problem
 from ssd_ray.view.classes import AT_ONCE, begin, classify
 from ssd_ray.view.filters import Filters
 from ssd_ray.view.index import Index
+from ssd_ray.view.report_links import linked
 from ssd_ray.view.runs import Run, Runs
 from ssd_ray.view.security import REPORT_POLICY, Access, Guard
 from ssd_ray.view.shelf import Shelf, StillReadingError
@@ -124,7 +126,8 @@ class Viewer:
                     f"{run.name} has no arm {arm!r}: it has {', '.join(known) or 'none yet'}"
                 )
             sides.append(queries.solved(self.shelf.get(run), arm))
-        benchmark, way = parameters.get("benchmark", ""), parameters.get("way", "")
+        part = _part(parameters)
+        way = parameters.get("way", "")
         if way not in ("", "better", "worse", "equal"):
             raise UserError(f"way={way!r} is none of better, worse and equal")
         index = self.shelf.get(second)
@@ -134,11 +137,14 @@ class Viewer:
             first=first,
             index=index,
             arms=arms,
-            benchmark=benchmark,
+            part=part,
             way=way,
-            changes=paired_by_problem(sides[0], sides[1], benchmark),
+            changes=paired_by_problem(sides[0], sides[1], part),
             benchmarks=sorted({each[0] for each in sides[1].values()}),
-            stage=next(source.stage for source in second.sources() if source.arm == arms[1]),
+            source=next(
+                each for each in second.sources() if each.arm == arms[1] and each.stage != "samples"
+            ),
+            firsts=queries.first_answers(index, arms[1]),
         )
 
     def compare(self, request: Request) -> Response:
@@ -165,6 +171,7 @@ class Viewer:
         if page is None:
             raise UserError(f"{run.name} has no report yet: make it with `ssd-ray report`")
         # The report is a file of the run and stays as it is: links are added on the way out.
+        page = linked(page, run.name)
         strip = pages.environment().get_template("report_links.html.j2")
         links = strip.render(run=run, summary=self.summaries.of(run))
         return _foreign_page(page.replace("<body>", f"<body>{links}", 1))
@@ -220,6 +227,18 @@ class Viewer:
     def _table(self, request: Request) -> tuple[Run, Index, Filters]:
         run = self._run(request)
         return run, self.shelf.get(run), Filters.parse(request.query_params)
+
+
+def _part(parameters: QueryParams) -> Part:
+    metric = parameters.get("metric", "") or "pass@1"
+    k = metric.removeprefix("pass@")
+    if not k.isdecimal() or not 0 < len(k) < 7 or int(k) < 1:
+        raise UserError(f"metric={metric[:40]!r} is no pass@k: use pass@1")
+    return Part(
+        benchmark=parameters.get("benchmark", ""),
+        difficulty=parameters.get("difficulty", ""),
+        k=int(k),
+    )
 
 
 def _text(run: Run, *parts: str) -> str | None:

@@ -28,11 +28,8 @@ class Flip:
     difficulty: str
     graded: tuple[int, int]
     accepted: tuple[int, int]
-
-    @property
-    def change(self) -> float:
-        """Share of accepted answers of the second arm, minus that of the first."""
-        return self.accepted[1] / self.graded[1] - self.accepted[0] / self.graded[0]
+    change: float
+    """pass@k of the second arm, minus that of the first."""
 
     @property
     def way(self) -> Way:
@@ -50,15 +47,36 @@ class Changes:
     unpaired: int
     """Problems graded on one side alone."""
     paired: Difference
+    k: int
 
     def going(self, way: str) -> list[Flip]:
         """Return the problems that changed in a way, or in any; largest changes first."""
-        chosen = [flip for flip in self.flips if flip.way == way or (not way and flip.change)]
+        ways = {way} if way else {"better", "worse"}
+        chosen = [flip for flip in self.flips if flip.way in ways]
         return sorted(chosen, key=lambda flip: (-abs(flip.change), flip.problem_id))
 
 
-def paired_by_problem(first: Counts, second: Counts, benchmark: str) -> Changes:
-    """Pair the problems of two arms, of one benchmark or of all ("").
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Problems to compare; "" takes all."""
+
+    benchmark: str = ""
+    difficulty: str = ""
+    k: int = 1
+    """The k of pass@k."""
+
+    def has(self, problem: tuple[str, str, int, int]) -> bool:
+        """Return True for a problem of this part with at least k graded answers."""
+        benchmark, difficulty, graded, _ = problem
+        return (
+            graded >= self.k
+            and self.benchmark in ("", benchmark)
+            and self.difficulty in ("", difficulty)
+        )
+
+
+def paired_by_problem(first: Counts, second: Counts, part: Part) -> Changes:
+    """Pair the problems of two arms.
 
     Raises:
         UserError: no problem is graded on both sides.
@@ -67,7 +85,7 @@ def paired_by_problem(first: Counts, second: Counts, benchmark: str) -> Changes:
     from ssd_ray.statistics.differences import judged, pass_at_values
 
     sides = [
-        {name: each for name, each in side.items() if each[2] and benchmark in ("", each[0])}
+        {name: each for name, each in side.items() if each[2] and part.has(each)}
         for side in (first, second)
     ]
     common = sorted(sides[0].keys() & sides[1].keys())
@@ -76,11 +94,15 @@ def paired_by_problem(first: Counts, second: Counts, benchmark: str) -> Changes:
             "no problem is graded on both sides: they answer different benchmarks, "
             "or one has no verdicts yet"
         )
-    flips = tuple(_flip(name, sides[0][name], sides[1][name]) for name in common)
     values = [
-        pass_at_values([(flip.graded[side], flip.accepted[side]) for flip in flips], 1)
-        for side in (0, 1)
+        pass_at_values([(side[name][2], side[name][3]) for name in common], part.k)
+        for side in sides
     ]
+    changes = (values[1] - values[0]).tolist()
+    flips = tuple(
+        _flip(name, sides[0][name], sides[1][name], change)
+        for name, change in zip(common, changes, strict=True)
+    )
     # The design effect is bounded by the largest number of answers to a problem.
     most = max(max(flip.graded) for flip in flips)
     ways = [flip.way for flip in flips]
@@ -94,14 +116,21 @@ def paired_by_problem(first: Counts, second: Counts, benchmark: str) -> Changes:
             problems=len(flips),
             confidence=_CONFIDENCE,
         ),
+        k=part.k,
     )
 
 
-def _flip(name: str, first: tuple[str, str, int, int], second: tuple[str, str, int, int]) -> Flip:
+def _flip(
+    name: str,
+    first: tuple[str, str, int, int],
+    second: tuple[str, str, int, int],
+    change: float,
+) -> Flip:
     return Flip(
         problem_id=name,
         benchmark=second[0],
         difficulty=second[1],
         graded=(first[2], second[2]),
         accepted=(first[3], second[3]),
+        change=change,
     )

@@ -283,6 +283,19 @@ def of_problem(index: Index, row: Row) -> list[Row]:
         )
 
 
+def first_answers(index: Index, arm: str) -> Mapping[tuple[str, bool], int]:
+    """Return the first graded answer of an arm to each problem, accepted or not."""
+    with index.cursor() as cursor:
+        records = cursor.execute(
+            """SELECT prompt_id, outcome = 'accepted', min(sample_index) FROM answers
+            WHERE stage <> 'samples' AND arm = ?
+              AND outcome NOT IN ('not graded', 'infrastructure_error')
+            GROUP BY 1, 2""",
+            [arm],
+        ).fetchall()
+    return {(record[0], record[1]): record[2] for record in records}
+
+
 def solved(index: Index, arm: str) -> Mapping[str, tuple[str, str, int, int]]:
     """Return benchmark, difficulty, graded and accepted answers of an arm by problem."""
     with index.cursor() as cursor:

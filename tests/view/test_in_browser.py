@@ -182,6 +182,7 @@ def test_a_difference_leads_to_its_problems(
         page.click(f"text='{paired['better']} better'")
         assert page.locator("a.row").count() == paired["better"]
         page.locator("a.row").first.click()
-        page.wait_for_selector("#count")
-        assert page.locator("a.row").count() == 12
+        page.wait_for_selector("h1:has-text('of ssd')")
+        assert page.inner_text("main .outcome >> nth=0") == "accepted"
+        assert page.inner_text("section[aria-label='Other arms'] .outcome") != "accepted"
         assert seen.faults == []

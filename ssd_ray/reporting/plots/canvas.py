@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,19 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A row or a bar of a drawing in data coordinates, and the rows behind it."""
+
+    y: float
+    x: tuple[float, float] | None = None
+    """Ends of a bar; None is the complete width, its label included."""
+    height: float = 1.0
+    label: str
+    rows: str
+    """Place of its rows in `ssd-ray view`, as by `words.rows`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """One figure with its texts."""
 
@@ -67,6 +81,9 @@ class Picture:
     """The figure in words, for a reader who cannot see it."""
     caption: str
     """One sentence."""
+    areas: str = ""
+    """JSON: left, top, width and height in percent, label and rows of each bar. Nothing on the page
+    reads it; `ssd-ray view` puts links there."""
 
     @property
     def data_uri(self) -> str:
@@ -111,7 +128,23 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
+def _areas(figure: Figure, bars: Sequence[Bar]) -> str:
+    axes = figure.axes[0]
+    to_figure = axes.transData + figure.transFigure.inverted()
+    areas = []
+    for bar in bars:
+        low, high = bar.x or axes.get_xlim()
+        (left, bottom), (right, top) = to_figure.transform(
+            [(low, bar.y + bar.height / 2), (high, bar.y - bar.height / 2)]
+        )
+        if bar.x is None:
+            left, right = 0.0, 1.0
+        place = [left, 1 - top, right - left, top - bottom]
+        areas.append([*(round(100 * float(share), 2) for share in place), bar.label, bar.rows])
+    return json.dumps(areas) if areas else ""
+
+
+def finish(name: str, figure: Figure, alt: str, caption: str, bars: Sequence[Bar] = ()) -> Picture:
     """Return the drawing as a picture: SVG without a date."""
     # With a layout engine, matplotlib draws a figure twice for a file: first to lay it out.
     if (layout := figure.get_layout_engine()) is not None:
@@ -131,4 +164,5 @@ def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
         height=round(height),
         alt=alt,
         caption=caption,
+        areas=_areas(figure, bars),
     )

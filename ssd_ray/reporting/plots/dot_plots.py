@@ -15,6 +15,7 @@ from ssd_ray.reporting.plots.canvas import (
     INK,
     MARKERS,
     QUIET,
+    Bar,
     Picture,
     canvas,
     finish,
@@ -35,6 +36,8 @@ class _Mark:
     style: int
     value: Score | Difference | None
     """None without a score."""
+    rows: str
+    """Place of the rows behind it, as by `words.rows`."""
 
 
 def score_plot(scores: Scores) -> Picture:
@@ -45,6 +48,7 @@ def score_plot(scores: Scores) -> Picture:
             label=arm,
             style=style_of(scores, arm),
             value=scores.benchmarks[benchmark].all.arms[arm].score[scores.headline],
+            rows=words.rows("answers", stage="generations", arm=arm, benchmark=benchmark),
         )
         for benchmark in scores.order.benchmarks
         for arm in scores.order.arms
@@ -68,6 +72,13 @@ def difference_plot(scores: Scores) -> Picture | None:
             label=arm if scores.families else f"{arm} {MINUS} {baseline}",
             style=style_of(scores, arm),
             value=scores.benchmarks[benchmark].all.arms[arm].difference[scores.headline],
+            rows=words.rows(
+                "changes",
+                **{"from": baseline},
+                to=arm,
+                benchmark=benchmark,
+                metric=scores.headline,
+            ),
         )
         for benchmark in scores.order.benchmarks
         for arm in scores.order.arms
@@ -101,6 +112,13 @@ def difficulty_plot(scores: Scores) -> Picture | None:
             .difficulties[difficulty]
             .arms[arm]
             .score[scores.headline],
+            rows=words.rows(
+                "answers",
+                stage="generations",
+                arm=arm,
+                benchmark=benchmark,
+                difficulty=difficulty,
+            ),
         )
         for benchmark in scores.order.benchmarks
         for difficulty in scores.order.difficulties
@@ -147,7 +165,8 @@ def _dots(
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     values = " ".join(_in_words(mark) for mark in marks)
-    return finish(name, figure, f"{alt} {values}", caption)
+    bars = [Bar(y=y, label=_in_words(mark), rows=mark.rows) for y, mark in rows]
+    return finish(name, figure, f"{alt} {values}", caption, bars)
 
 
 def _is_counted(value: Score | Difference) -> bool:

@@ -16,6 +16,7 @@ from ssd_ray.reporting.plots.canvas import (
     COLORS,
     PAPER,
     WIDTH,
+    Bar,
     Picture,
     canvas,
     finish,
@@ -31,6 +32,7 @@ from ssd_ray.reporting.plots.held_out import (
 )
 from ssd_ray.reporting.plots.sweep_plot import sweep_plot
 from ssd_ray.reporting.words import count, duration
+from ssd_ray.reporting.words import rows as row_place
 
 OUTCOME_COLORS = {
     "accepted": "#0072B2",
@@ -66,15 +68,16 @@ def pictures(scores: Scores, timings: Timings) -> dict[str, Picture]:
 
 def outcome_plot(scores: Scores) -> Picture:
     """Draw the outcomes of the answers of each arm on each benchmark, as shares."""
+    places = [(name, arm) for name in scores.order.benchmarks for arm in scores.order.arms]
     rows = [
         (f"{benchmark}, {arm}", scores.benchmarks[benchmark].all.arms[arm])
-        for benchmark in scores.order.benchmarks
-        for arm in scores.order.arms
+        for benchmark, arm in places
     ]
     # The legend names only outcomes that occurred.
     present = [name for name in OUTCOME_COLORS if any(arm.outcomes[name] for _, arm in rows)]
     figure, axes = canvas(0.95 + 0.3 * len(rows) + 0.2 * (len(present) // 3))
     lefts = [0.0] * len(rows)
+    bars = []
     for name in present:
         shares = [100 * arm.outcomes[name] / max(arm.answers, 1) for _, arm in rows]
         label = name.replace("_", " ")
@@ -87,6 +90,23 @@ def outcome_plot(scores: Scores) -> Picture:
             edgecolor=PAPER,
             label=label,
         )
+        bars += [
+            Bar(
+                y=y,
+                x=(lefts[y], lefts[y] + share),
+                height=0.66,
+                label=f"{rows[y][0]}, {label}: {rows[y][1].outcomes[name]:,} answers",
+                rows=row_place(
+                    "answers",
+                    stage="generations",
+                    arm=places[y][1],
+                    benchmark=places[y][0],
+                    outcome=name,
+                ),
+            )
+            for y, share in enumerate(shares)
+            if share
+        ]
         lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
     axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -105,6 +125,7 @@ def outcome_plot(scores: Scores) -> Picture:
         figure,
         f"Stacked bars of outcomes. {values}.",
         "Outcomes of the answers of each arm.",
+        bars,
     )
 
 

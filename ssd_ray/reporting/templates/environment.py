@@ -63,6 +63,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         NOT_RECORDED=words.NOT_RECORDED,
         control_text=words.control,
         PAPER_NO_CODE=questions.PAPER_NO_CODE,
+        rows=words.rows,
         MIN_PROBLEMS=differences.MIN_PROBLEMS,
         MAX_FLIPS=MAX_FLIPS,
         USD_PER_GPU_HOUR=USD_PER_GPU_HOUR,
