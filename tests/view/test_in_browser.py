@@ -13,6 +13,7 @@ import pytest
 from tests.support.browser import BROWSER
 from tests.support.synthetic_run import Made, make_run, reported
 from tests.view.browser import chromium, served, watched
+from tests.view.probed import write_probe
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,10 +25,25 @@ PAGES = {
     "answers": "/answers?run=first",
     "search": "/answers?run=first&q=print&outcome=wrong_answer&sort=tokens&descending=1",
     "answer": "/answer?run=first&in=generations/ssd&id=builtin/00&n=1",
+    "tokens": "/answer?run=first&in=generations/ssd&id=builtin/00&n=2",
+    "samples": "/answer?run=first&in=samples&id=train-003&n=0",
     "changes": "/changes?run=first&from=base&to=ssd",
+    "report": "/report?run=first",
     "compare": "/compare?run=first&run=second",
     "message": "/answers?run=nothing",
 }
+AXE = "axe.run(document, {resultTypes: ['violations']}).then(result => result.violations)"
+LIST_CONTROLS = """() => {
+  window.controls = [...document.querySelectorAll(
+    "a[href], button, input, select, textarea, summary, [tabindex='0']"
+  )].filter(each => each.checkVisibility() && !each.disabled);
+  return window.controls.length;
+}"""
+LIST_MISSED = """() => window.controls.filter(each =>
+  // Of radio buttons, the keyboard reaches the checked one; arrows reach the others.
+  each.isConnected && !each.isReached && !(each.type === 'radio' && !each.checked)
+).map(each => each.outerHTML.slice(0, 120))"""
+COLOR = "getComputedStyle(document.querySelectorAll('.tokens .t')[3]).backgroundColor"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
     for each in made:
         reported(each)
         (each.path / "recipe.yaml").write_text((each.path / "report" / "recipe.yaml").read_text())
+    answer = made[0].completions["ssd"][2]
+    write_probe(folder / "first-probe", answer, "builtin", list(answer.output_token_ids))
     return folder, made[0]
 
 
@@ -55,7 +73,8 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (1440, "dark")])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1440])
 def test_pages_fit_and_are_accessible(base: str, browser: Any, width: int, scheme: str) -> None:
     axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text()
     with watched(browser, base, width, scheme) as seen:
@@ -65,7 +84,7 @@ def test_pages_fit_and_are_accessible(base: str, browser: Any, width: int, schem
             assert needed <= width, name
             # Through the debugger: the policy of the page refuses added scripts.
             seen.page.evaluate(axe)
-            violations = seen.page.evaluate("axe.run().then(result => result.violations)")
+            violations = seen.page.evaluate(AXE)
             bad = [
                 (each["id"], each["nodes"][0]["html"][:200])
                 for each in violations
@@ -74,6 +93,56 @@ def test_pages_fit_and_are_accessible(base: str, browser: Any, width: int, schem
             assert bad == [], name
         faults = [fault for fault in seen.faults if "404" not in fault]
         assert faults == []
+
+
+def test_the_keyboard_alone_reaches_everything(base: str, browser: Any) -> None:
+    with watched(browser, base) as seen:
+        for name, address in PAGES.items():
+            seen.page.goto(base + address)
+            total = seen.page.evaluate(LIST_CONTROLS)
+            for _ in range(total + 5):
+                seen.page.keyboard.press("Tab")
+                seen.page.evaluate("document.activeElement.isReached = true")
+            missed = seen.page.evaluate(LIST_MISSED)
+            assert missed == [], name
+            assert total >= 2, name
+        assert [fault for fault in seen.faults if "404" not in fault] == []
+
+
+def test_a_token_shows_its_panel_by_pointer_and_by_keys(base: str, browser: Any) -> None:
+    with watched(browser, base) as seen:
+        page = seen.page
+        page.goto(base + PAGES["tokens"])
+        assert page.is_hidden("#tip")
+        page.hover(".tokens .t >> nth=3")
+        assert "fork of 20" in page.inner_text("#tip")
+        assert "<script>window.hostile=1</script>" in page.inner_text("#tip")
+        page.mouse.move(0, 0)
+        page.focus(".tokens .t >> nth=0")
+        assert "lock" in page.inner_text("#tip")
+        page.keyboard.press("ArrowRight")
+        assert "two tokens" in page.inner_text("#tip")
+        assert page.locator("#tip .top").count() == 12
+        plain = page.evaluate(COLOR)
+        page.check("#by-change")
+        assert page.evaluate(COLOR) != plain
+        page.focus(".tokens .t >> nth=1")
+        page.keyboard.press("Escape")
+        assert page.is_hidden("#tip")
+        assert page.evaluate("window.hostile") is None
+        assert seen.faults == []
+
+
+def test_a_bar_of_the_report_leads_to_its_rows(base: str, browser: Any) -> None:
+    with watched(browser, base, 375) as seen:
+        page = seen.page
+        page.goto(base + PAGES["report"])
+        bar = page.locator("a[aria-label^='builtin, ssd, wrong answer: ']")
+        number = bar.get_attribute("aria-label").split(": ")[1].split()[0]
+        bar.click()
+        page.wait_for_selector("#count")
+        assert page.inner_text("#count strong") == number
+        assert seen.faults == []
 
 
 def test_filters_swap_the_table_and_the_address(
