@@ -1,51 +1,40 @@
 """The command `panel`: the cost of a training elsewhere, capability by capability.
 
-    RUN/recipe.yaml (panel:), RUN/report/scores.json, base, checkpoint/ ─> panel.json, panel.html
+    RUN (recipe.yaml, report/scores.json, base, checkpoint/) ─> panel.json, panel.html, rows/
 
 - Benchmarks are read from the run: nothing is drawn or graded again.
 - Formats are checked on files of answers.
-- Choices and divergences are forward passes of base and student.
+- Choices and divergences are forward passes of base and student, kept row by row.
 - Wrong answers and wrong formats are counted apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssd_ray.analysis.forward import ScoredModel
-from ssd_ray.analysis.likelihood import Choices, Ids, choose, divergences
+from ssd_ray.analysis.likelihood import Choices, Ids
 from ssd_ray.artifacts import files
+from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.shards import read_rows
 from ssd_ray.config import Recipe, arms
 from ssd_ray.config.panel import Capability
 from ssd_ray.errors import UserError
-from ssd_ray.models import loading
 from ssd_ray.progress import Progress
 from ssd_ray.reporting.numbers.scores_file import read_scores
 from ssd_ray.reporting.panel import PAGE, Counts, Measured, Panel, json_text, panel_page
 from ssd_ray.schema import Completion, Problem, Verdict
 from ssd_ray.standalone.panel_files import LABELS, read_prompts, read_questions
 from ssd_ray.standalone.panel_formats import Kept, kept, read_answers, read_instructions
-from ssd_ray.standalone.probe_models import LoadedModels, resolve
+from ssd_ray.standalone.panel_rows import BASE, STUDENT, Pair
 from ssd_ray.statistics.differences import difference, pass_at_values
 from ssd_ray.statistics.means import ratio_interval
 from ssd_ray.statistics.regression import divergence_regression, regression
 
 _FENCE = "```"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Base and student, loaded, with their tokenizer."""
-
-    tokenizer: Any
-    base: ScoredModel
-    student: ScoredModel
 
 
 def panel(recipe: Recipe, run: Path, out: Path, progress: Progress) -> Panel:
@@ -62,8 +51,21 @@ def panel(recipe: Recipe, run: Path, out: Path, progress: Progress) -> Panel:
     # Files are read before any model is loaded: a mistake in the last one shows at once.
     for name, each in recipe.panel.items():
         _check(recipe, run, name, each)
+    with locked(out):
+        result = Panel(
+            recipe=recipe.name,
+            model=recipe.model.source,
+            confidence=recipe.evaluate.confidence,
+            capabilities=_measure(recipe, run, out, progress),
+        )
+        files.write_atomic(out / "panel.json", json_text(result))
+        files.write_atomic(out / PAGE, panel_page(result))
+    return result
+
+
+def _measure(recipe: Recipe, run: Path, out: Path, progress: Progress) -> tuple[Measured, ...]:
     needs_models = any(each.kind in ("choices", "kl") for each in recipe.panel.values())
-    pair = _pair(run, progress) if needs_models else None
+    pair = Pair(run, out / "rows", progress) if needs_models else None
     measured = []
     for name, each in recipe.panel.items():
         progress.say(f"panel: {name}")
@@ -76,16 +78,7 @@ def panel(recipe: Recipe, run: Path, out: Path, progress: Progress) -> Panel:
         assert pair is not None
         act = _choices if each.kind == "choices" else _divergence
         measured.append(act(recipe, name, each, pair))
-    result = Panel(
-        recipe=recipe.name,
-        model=recipe.model.source,
-        confidence=recipe.evaluate.confidence,
-        capabilities=tuple(measured),
-    )
-    files.make_directory(out)
-    files.write_atomic(out / "panel.json", json_text(result))
-    files.write_atomic(out / PAGE, panel_page(result))
-    return result
+    return tuple(measured)
 
 
 def _check(recipe: Recipe, run: Path, name: str, chosen: Capability) -> None:
@@ -216,26 +209,12 @@ def _formats(recipe: Recipe, name: str, chosen: Capability) -> Measured:
     )
 
 
-def _pair(run: Path, progress: Progress) -> Pair:
-    places = resolve((str(run),))
-    loaded = LoadedModels(places, "bfloat16" if _has_gpu() else "float32", progress)
-    return Pair(
-        tokenizer=loading.load_tokenizer(places[0].directory), base=loaded[0], student=loaded[1]
-    )
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _choices(recipe: Recipe, name: str, chosen: Capability, pair: Pair) -> Measured:
     questions = read_questions(Path(chosen.source), chosen.limit)
     prompts, after_template = _prompts(pair.tokenizer, [each.prompt for each in questions])
     labels = _labels(pair.tokenizer, name, after_template)
     own = [labels[: len(each.choices)] for each in questions]
-    results = [choose(model, prompts, own) for model in (pair.student, pair.base)]
+    results = [pair.choices(name, which, prompts, own) for which in (STUDENT, BASE)]
     right = np.array([each.answer for each in questions])
     values = [(result.chosen == right).astype(np.float64) for result in results]
     paired = difference(recipe, *values, answers=1)
@@ -267,7 +246,7 @@ def _choice_counts(result: Choices, right: np.ndarray[Any, np.dtype[np.int64]]) 
 def _divergence(recipe: Recipe, name: str, chosen: Capability, pair: Pair) -> Measured:
     texts = read_prompts(Path(chosen.source), chosen.limit)
     ids, _ = _prompts(pair.tokenizer, texts)
-    sums, sizes = divergences(pair.base, pair.student, ids)
+    sums, sizes = pair.divergences(name, ids)
     interval = ratio_interval(sums, sizes, confidence=recipe.evaluate.confidence)
     return Measured(
         name=name,
