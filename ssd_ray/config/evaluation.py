@@ -31,7 +31,7 @@ TrainedControl = Literal[
 class Arm(AdaptiveDecoding):
     """A model and its decoding."""
 
-    model: Literal["base", "ssd"] | TrainedControl
+    model: Literal["base", "ssd", TrainedControl]
     """Weights of the arm. `base`: the original model. `ssd`: the fine-tuned model. Each other one
     is a control that the run also trains, in the same way but for one thing (docs/arms.md).
     Samples: `naive` at temperature 1 without truncation, `compression` at temperature 1 with the
@@ -178,7 +178,7 @@ class EvaluateConfig(Section):
     """Further top-p of the base. Each arm NAME of the base gets a copy NAME@p=P, and in a sweep a
     family of them. So a gain is compared with the best of the base over temperature and top-p.
     """
-    controls: tuple[Literal["teacher", "adaptive"] | TrainedControl, ...] | None = None
+    controls: tuple[Literal["teacher", "adaptive", TrainedControl], ...] | None = None
     """Control arms to add. `teacher`: the base, decoded as the training samples were. `adaptive`:
     the base, with `entropy_theta` 0.1 and `min_p` 0.1. The others are trained (docs/arms.md), and
     decoded as the first ssd arm. `null` adds the teacher to a sweep, else none.

@@ -47,8 +47,10 @@ def axis_of(recipe: Recipe, text: str) -> Axis:
     if any(isinstance(value, list | dict) for value in values):
         raise UserError(f"--over {field}={listed}: give numbers or words, separated by commas")
     if len(values) < 2:
-        instead = "" if field in EVALUATE or field == CHECKPOINT else f", or --set {text}"
-        raise UserError(f"--over {text} has {len(values)} value: give two or more{instead}")
+        is_settable = values and field not in EVALUATE and field != CHECKPOINT
+        instead = f", or --set {text}" if is_settable else ""
+        stated = "1 value" if values else "no value"
+        raise UserError(f"--over {text} has {stated}: give two or more{instead}")
     return Axis(field=field, values=tuple(values))
 
 

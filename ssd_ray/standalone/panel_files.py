@@ -70,17 +70,19 @@ def read_prompts(path: Path, limit: int | None) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def read_file_rows(path: Path, limit: int | None) -> Iterator[Row]:
+def read_file_rows(path: Path, limit: int | None, what: str = "source of a panel") -> Iterator[Row]:
     """Yield the first rows of the files of a panel, all for None.
+
+    `what` names the file in a refusal.
 
     Raises:
         UserError: the file is missing, or a row is unreadable.
     """
-    return itertools.islice(_rows(path), limit)
+    return itertools.islice(_rows(path, what), limit)
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for file in list_files(path, "source of a panel"):
+def _rows(path: Path, what: str) -> Iterator[Row]:
+    for file in list_files(path, what):
         for number, row in read_rows(file):
             if isinstance(row, RowError):
                 raise UserError(f"{file}: row {number}: {row}: correct or remove this row")

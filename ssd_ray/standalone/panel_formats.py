@@ -76,7 +76,7 @@ def read_answers(path: Path, instructions: Sequence[Instruction]) -> dict[str, l
         UserError: the file is missing, a row has no id or text, or an instruction has no answer.
     """
     answers = defaultdict(list)
-    for number, row in enumerate(read_file_rows(path, None), start=1):
+    for number, row in enumerate(read_file_rows(path, None, "file of answers of a panel"), start=1):
         problem_id = next((row[name] for name in _IDS if row.get(name)), None)
         text = row.get("text")
         if not isinstance(problem_id, str) or not isinstance(text, str):

@@ -455,6 +455,11 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ("engine.gpu_memory_utilization=1.5", "=1.5: use a number less than or equal to 1"),
         ("engine.kv_cache_gib=0", "engine.kv_cache_gib=0: use a number greater than 0"),
         ("engine.sampler=fast", "engine.sampler='fast': use one of 'auto', 'exact' or 'vllm'"),
+        (
+            "evaluate.controls=[naiv]",
+            "evaluate.controls.0='naiv': use one of 'teacher', 'adaptive'",
+        ),
+        ("evaluate.arms.base.model=bas", "model='bas': use one of 'base', 'ssd', 'naive'"),
         ("engine.extra=3", "engine.extra=3: use a mapping of keys to values"),
         ("prompts.deduplicate=maybe", "prompts.deduplicate='maybe': use true or false"),
         ("sample.max_tokens=many", "sample.max_tokens='many': use a valid integer"),

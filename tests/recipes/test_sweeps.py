@@ -111,6 +111,7 @@ def test_cells_of_one_group_differ_in_temperatures_alone() -> None:
         (["train.micro_batch_tokens=1,2"], "changes no result, .*: sweep another field"),
         (["sample.temperature=1.2"], "has 1 value: give two or more, or --set"),
         (["evaluate.temperature=1"], "has 1 value: give two or more$"),
+        (["sample.temperature="], "has no value: give two or more$"),
         (["sample.temperature=[1,2],3"], "give numbers or words, separated by commas"),
         (["sample.temperature=1,1.0", EVAL], "two students .* the same, .* one fingerprint"),
         (["evaluate.temperature=1,1.0"], "two decodings .* the same, .* one fingerprint"),

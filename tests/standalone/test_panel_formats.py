@@ -142,6 +142,12 @@ def test_a_bad_answer_is_refused(row: dict[str, Any], message: str, tmp_path: Pa
         read_answers(write_rows(tmp_path / "answers.jsonl", row), instructions)
 
 
+def test_a_missing_file_of_answers_is_named(tmp_path: Path) -> None:
+    instructions = read_instructions("builtin", 1)
+    with pytest.raises(UserError, match=r"file of answers of a panel '.*none.jsonl': no JSONL"):
+        read_answers(tmp_path / "none.jsonl", instructions)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
