@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssd_ray.artifacts.manifests import Artifact, State
+from ssd_ray.errors import UserError
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
 from ssd_ray.pipeline.sweep_probing import VERB
@@ -26,8 +27,9 @@ class SweepRun(Run):
         """Take the design, the directory and the measure.
 
         Raises:
-            UserError: as for `sweep_steps`.
+            UserError: as for `sweep_steps`, or the directory is that of a run.
         """
+        _refuse_a_run(out)
         super().__init__(design.recipe, out, progress, sweep_steps(design, measure))
         self._measure = measure
         self._design = design
@@ -46,6 +48,14 @@ class SweepRun(Run):
         own = super().work(verb)
         axes = {axis.field: list(axis.values) for axis in self._design.axes}
         return replace(own, choices={**own.choices, "axes": axes, "measure": self._measure})
+
+
+def _refuse_a_run(out: Path) -> None:
+    # In a sweep these directories hold a directory for each student.
+    if any((out / name / "fingerprint.json").exists() for name in ("samples", "checkpoint")):
+        raise UserError(
+            f"{out} holds a run, and a sweep needs a directory of its own: choose another --out"
+        )
 
 
 def cost_lines(design: Design, states: Iterable[tuple[Step, State]]) -> Iterator[str]:

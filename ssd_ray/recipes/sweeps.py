@@ -101,10 +101,11 @@ def design(
 
     Raises:
         UserError: an axis is no field or has one value, two cells are the same, a value is refused,
-            or a fit has too few temperatures.
+            a fit has too few temperatures, or the recipe repeats trainings.
     """
     overrides = [*overrides, *_WITHOUT_ARMS]
     loaded = recipes.load(recipe, overrides)
+    _check_single_trainings(loaded)
     axes = tuple(axis_of(loaded, text) for text in over)
     check_axes(loaded, axes)
     by_field = {axis.field: axis for axis in axes}
@@ -126,6 +127,20 @@ def design(
     if result.fits:
         _check_fit(result)
     return result
+
+
+def _check_single_trainings(recipe: Recipe) -> None:
+    """Refuse a recipe that repeats trainings, which no sweep does.
+
+    Raises:
+        UserError: `rounds` or `train.seeds` is above 1.
+    """
+    for field, number in (("rounds", recipe.rounds), ("train.seeds", recipe.train.seeds)):
+        if number > 1:
+            raise UserError(
+                f"{field}={number} repeats trainings, and a sweep trains each student once: "
+                f"--set {field}=1"
+            )
 
 
 def _students(

@@ -174,6 +174,14 @@ def test_a_sweep_of_other_samples_is_refused(
         _run(copy, TRAIN, EVAL, chosen=("sample.max_tokens=128",)).make_sweep()
 
 
+@pytest.mark.parametrize("name", ["samples", "checkpoint"])
+def test_the_directory_of_a_run_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "fingerprint.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a run, and a sweep needs .*: choose another"):
+        _run(tmp_path, TRAIN, EVAL)
+
+
 def test_a_finished_sweep_loads_nothing_heavy(made: Path) -> None:
     options = [text for choice in OVERRIDES for text in ("--set", choice)]
     over = ["--over", TRAIN, "--over", EVAL]

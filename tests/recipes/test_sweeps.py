@@ -129,6 +129,12 @@ def test_a_mistake_is_one_sentence(over: list[str], reason: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("repeated", ["rounds=2", "train.seeds=3"])
+def test_repeated_trainings_are_refused(repeated: str) -> None:
+    with pytest.raises(UserError, match=f"{repeated} repeats trainings, .*: --set .*=1$"):
+        design("quickstart", [repeated], [TRAIN, EVAL])
+
+
 def test_samples_chosen_by_tests_are_refused() -> None:
     with pytest.raises(UserError, match=r"prepare.select accepted .*: set prepare.select=all"):
         design("quickstart", ["prepare.select=accepted"], [TRAIN, EVAL])
