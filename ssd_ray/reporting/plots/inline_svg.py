@@ -94,7 +94,11 @@ def lines(series: Sequence[Line], words: Words, rule: tuple[float, str] | None =
         y_low=0.0,
         y_high=max([*ys, 1e-9]) * 1.12,
     )
-    parts = list(_axes(frame, words, ticks(frame.x_low, frame.x_high)))
+    x_ticks = ticks(frame.x_low, frame.x_high)
+    if all(float(x).is_integer() for x in xs):
+        # Rounds and steps have nothing between their numbers.
+        x_ticks = [tick for tick in x_ticks if tick.is_integer()]
+    parts = list(_axes(frame, words, x_ticks))
     if rule is not None:
         height = frame.y(rule[0])
         parts.append(_segment("rule", frame.x(frame.x_low), height, frame.x(frame.x_high), height))
@@ -106,7 +110,7 @@ def lines(series: Sequence[Line], words: Words, rule: tuple[float, str] | None =
         )
     for line in series:
         parts += _mark(frame, line)
-    parts += _legend([(line.label, line.color) for line in series], words.title)
+    parts += _legend([(line.label, line.color) for line in series], words)
     return _drawing(frame, parts, words)
 
 
@@ -133,7 +137,7 @@ def bars(groups: Sequence[Sequence[float]], labels: Sequence[str], words: Words)
                 f'height="{frame.y(0) - top:.1f}" style="fill:{_color(index)}">'
                 f"<title>{escape(labels[index])}: {value:.1f}</title></rect>"
             )
-    parts += _legend(list(zip(labels, range(len(labels)), strict=True)), words.title)
+    parts += _legend(list(zip(labels, range(len(labels)), strict=True)), words)
     return _drawing(frame, parts, words)
 
 
@@ -185,7 +189,7 @@ def cells(grid: Cells, words: Words) -> Drawing:
     anchor, shift = ("end", 7) if at_right else ("start", -7)
     down = 20 if frame.y(y) + 24 < frame.y(frame.y_low) else -12
     parts.append(_text(frame.x(x) + shift, frame.y(y) + down, text, anchor, "strong"))
-    parts += _legend([], words.title)
+    parts += _legend([], words)
     return _drawing(frame, parts, words)
 
 
@@ -245,7 +249,7 @@ def scatter(
                 f'<line x1="{at}" y1="{frame.y(low)}" x2="{at}" y2="{frame.y(high)}" '
                 f'stroke-opacity="0.35"/><circle cx="{at}" cy="{frame.y(y)}" r="4"/></g>'
             )
-    parts += _legend([(dots.label, dots.color) for dots in groups], words.title)
+    parts += _legend([(dots.label, dots.color) for dots in groups], words)
     return _drawing(frame, parts, words)
 
 
@@ -289,11 +293,12 @@ def _mark(frame: _Frame, line: Line) -> Iterator[str]:
     yield _text(place, y + down, line.mark.text, anchor, "strong", color)
 
 
-def _legend(entries: Sequence[tuple[str, int]], title: str) -> Iterator[str]:
-    at = 110.0
-    if title:
-        yield _text(at, 14, title, "start", "strong")
-        at += 7.5 * len(title) + 20
+def _legend(entries: Sequence[tuple[str, int]], words: Words) -> Iterator[str]:
+    # The name of the y axis comes first in this line.
+    at = max(110.0, 7.0 * len(words.y) + 16)
+    if words.title:
+        yield _text(at, 14, words.title, "start", "strong")
+        at += 7.5 * len(words.title) + 20
     for label, color in entries:
         yield f'<rect x="{at}" y="5" width="11" height="11" rx="2" style="fill:{_color(color)}"/>'
         yield _text(at + 16, 14, label, "start")
