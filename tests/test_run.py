@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from ssd_ray import cluster
 from ssd_ray.artifacts import files, shards
-from ssd_ray.schema import Completion, Example, Prompt
+from ssd_ray.schema import Completion, Example, Prompt, Verdict
 from ssd_ray.training.observe.heldout import read_held_out
 from tests.support import surroundings
 from tests.support.commands import exit_status
+from tests.support.drawn_tokens import (
+    largest_mass_before,
+    largest_rank,
+    smallest_adaptive_ratio,
+)
 from tests.support.processes import command_of, is_starting, workers_of
 from tests.support.tiny_run import completions, engine_starts, finish, start, write_recipe
 
@@ -29,11 +36,18 @@ BASE_ARMS = {
     "base": "{model: base, temperature: 0.7}",
     "greedy": "{model: base, temperature: 0.0}",
     "cut": "{model: base, temperature: 1.3, top_k: 5, top_p: 0.8}",
+    "adaptive": "{model: base, temperature: 0.9, entropy_theta: 0.3, min_p: 0.1}",
 }
 SSD_ARMS = {
     "ssd": "{model: ssd, temperature: 0.9, top_k: 20}",
     "warm": "{model: ssd, temperature: 1.2}",
 }
+CONTROLS: dict[str, dict[str, Any]] = {
+    "compression": {"temperature": 1.0, "top_k": 20, "top_p": 0.95},
+    "reshaping": {"temperature": 1.2, "top_k": None, "top_p": 1.0},
+    "bad-data": {"temperature": 2.0, "top_k": None, "top_p": 1.0},
+}
+"""Trained controls, with the decoding of their samples."""
 STAGES = ("samples", *(f"generations/{arm}" for arm in BASE_ARMS | SSD_ARMS))
 
 
@@ -193,29 +207,75 @@ def test_a_run_starts_the_engines_once_for_each_model(reference: Path) -> None:
         assert manifest["finished_at"] <= trained, "its engines are gone before training"
 
 
-def test_pools_for_fewer_steps_draw_the_same_rows(
-    reference: Path, tiny_qwen3: Path, recipe: Path, tmp_path: Path
+def test_other_commands_draw_the_same_rows_and_those_of_controls(
+    reference: Path, recipe: Path, tiny_qwen3: Path, tmp_path: Path
 ) -> None:
     # Commands of one process share its Ray; each starts engines of its own.
     with cluster.connected():
-        out = tmp_path / "samples"
-        assert exit_status("sample", recipe, "--out", out, "--quiet") == 0
-        assert engine_starts(out) == 1
-        assert completions(out / "samples") == completions(reference / "samples")
-        names = ("greedy", "cut")
-        alone = write_recipe(
-            tmp_path / "alone.yaml", tiny_qwen3, {name: BASE_ARMS[name] for name in names}
-        )
-        out = tmp_path / "alone"
-        assert exit_status("generate", alone, "--out", out, "--quiet") == 0
-        assert engine_starts(out) == 1
-        for stage in (f"generations/{name}" for name in names):
-            assert completions(out / stage) == completions(reference / stage)
-            fingerprints = [
-                files.read_json(run / stage / "fingerprint.json")["fingerprint"]
-                for run in (out, reference)
-            ]
-            assert fingerprints[0] == fingerprints[1]
+        _draw_fewer_steps(reference, recipe, tiny_qwen3, tmp_path)
+        _add_controls(reference, recipe, tmp_path / "arms")
+    _check_tokens(tmp_path / "arms", tiny_qwen3)
+
+
+def _draw_fewer_steps(reference: Path, recipe: Path, model: Path, directory: Path) -> None:
+    """Draw samples alone and two arms alone: pools for fewer steps draw the same rows."""
+    out = directory / "samples"
+    assert exit_status("sample", recipe, "--out", out, "--quiet") == 0
+    assert engine_starts(out) == 1
+    assert completions(out / "samples") == completions(reference / "samples")
+    names = ("greedy", "cut")
+    alone = write_recipe(directory / "alone.yaml", model, {name: BASE_ARMS[name] for name in names})
+    out = directory / "alone"
+    assert exit_status("generate", alone, "--out", out, "--quiet") == 0
+    assert engine_starts(out) == 1
+    for stage in (f"generations/{name}" for name in names):
+        assert completions(out / stage) == completions(reference / stage)
+        assert _claim(out / stage)["fingerprint"] == _claim(reference / stage)["fingerprint"]
+
+
+def _add_controls(reference: Path, recipe: Path, out: Path) -> None:
+    """Sample all controls of a finished run in one pool, then train and evaluate one of them.
+
+    Training takes the time: that of one control proves the steps of all.
+    """
+    shutil.copytree(reference, out)
+    command = (recipe, "--out", out, "--quiet", "--set", "cluster.train_workers=1", "--set")
+    every = f"evaluate.controls=[{', '.join(CONTROLS)}]"
+    assert exit_status("sample", *command, every) == 0
+    assert engine_starts(out) == engine_starts(reference) + 1
+    assert exit_status("run", *command, "evaluate.controls=[bad-data]") == 0
+    assert engine_starts(out) == engine_starts(reference) + 2
+    for stage in (*STAGES, "dataset", "checkpoint"):
+        assert _claim(out / stage) == _claim(reference / stage), "an artifact was made again"
+    # Each sample of the control is trained on, whatever its health, and each answer graded.
+    assert len(list(shards.read_rows(out / "dataset-bad-data", Example))) == 80
+    assert set(_claim(out / "checkpoint-bad-data")["inputs"]) == {"dataset-bad-data"}
+    weights = [out / name / "model.safetensors" for name in ("checkpoint", "checkpoint-bad-data")]
+    assert files.digest([weights[0]]) != files.digest([weights[1]])
+    answers = completions(out / "generations" / "bad-data")
+    verdicts = list(shards.read_rows(out / "verdicts" / "bad-data", Verdict))
+    assert len(answers) == len(verdicts) == 32
+
+
+def _check_tokens(out: Path, base: Path) -> None:
+    """Hold the rows of each arm against its decoding, by the logits of the base."""
+    rows = {}
+    for control, decoding in CONTROLS.items():
+        choices = _claim(out / f"samples-{control}")["choices"]["sample"]
+        assert {name: choices[name] for name in decoding} == decoding
+        rows[control] = completions(out / f"samples-{control}")
+        assert len(rows[control]) == 80
+    assert rows["reshaping"] != rows["bad-data"]
+    assert largest_rank(base, rows["compression"][:40]) < 20
+    assert largest_mass_before(base, rows["compression"][:40], t=1.0, k=20) < 0.951
+    assert largest_rank(base, rows["reshaping"][:10]) > 100
+    assert largest_rank(base, rows["bad-data"][:10]) > 100
+    adaptive = completions(out / "generations" / "adaptive")
+    assert smallest_adaptive_ratio(base, adaptive, t=0.9, theta=0.3) > 0.099
+
+
+def _claim(directory: Path) -> dict[str, Any]:
+    return files.read_json(directory / "fingerprint.json")
 
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(
