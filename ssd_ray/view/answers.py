@@ -15,7 +15,8 @@ from ssd_ray.artifacts.files import Json
 from ssd_ray.artifacts.shards import shard_paths
 from ssd_ray.errors import UserError
 from ssd_ray.view import rendering
-from ssd_ray.view.index import Index, Value, literal
+from ssd_ray.view.index import Index
+from ssd_ray.view.parquet import Value, literal
 from ssd_ray.view.queries import Row
 from ssd_ray.view.runs import Source, contained
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ssd_ray.artifacts import shards
 from ssd_ray.errors import LastingError, one_line
 from ssd_ray.view.filters import CLASSES
-from ssd_ray.view.index import FILE_BITS, Index
+from ssd_ray.view.index import Index
+from ssd_ray.view.parquet import FILE_BITS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,35 +3,38 @@
 - A row's `position` is the number of its file and its row there: it names the row, and sorts.
 - A shard that cannot be read is left out and named in `notes`.
 
-Reads shards of answers and verdicts; writes nothing but temporary files of DuckDB.
+Reads shards of answers and verdicts; writes nothing but the temporary files of `parquet`.
 """
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts.files import names
+from ssd_ray.view.parquet import (
+    FILE_BITS,
+    MANY_FILES,
+    OPTIONS,
+    Gathered,
+    Value,
+    batches,
+    columns_of,
+    connect,
+    has_both_ends,
+    literal,
+)
 from ssd_ray.view.runs import Run, Source, contained
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-Value: TypeAlias = Any
-"""A cell, as DuckDB gives it."""
-MEMORY = "320MB"
-THREADS = 2
-_MAGIC = b"PAR1"
-FILE_BITS = 32
-"""Bits of a position for the row; the others are the number of the file."""
-_OPTIONS = "union_by_name=true, hive_partitioning=false"
 _VERDICT_COLUMNS = {
     "outcome": "''",
     "num_tests": "0",
@@ -40,31 +43,6 @@ _VERDICT_COLUMNS = {
     "peak_bytes": "0",
 }
 """Columns of a verdict, and their values where an earlier version wrote none."""
-
-
-def connect() -> duckdb.DuckDBPyConnection:
-    """Return a database in memory without extensions, bounded in memory and threads."""
-    import duckdb
-
-    # In memory, DuckDB would spill into the working directory, and that may be a run.
-    folder = tempfile.gettempdir()
-    return duckdb.connect(
-        ":memory:",
-        config={
-            "memory_limit": MEMORY,
-            "threads": THREADS,
-            "temp_directory": folder,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "allow_community_extensions": False,
-            "preserve_insertion_order": False,
-        },
-    )
-
-
-def literal(path: Path) -> str:
-    """Return a path without meaning as a pattern, for `read_parquet`."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in str(path))
 
 
 class Index:
@@ -85,6 +63,7 @@ class Index:
         self.lock = threading.Lock()
         self._database = connect()
         self._searches: OrderedDict[str, str] = OrderedDict()
+        self._gathered = Gathered()
         self._build()
 
     @contextmanager
@@ -99,6 +78,7 @@ class Index:
     def close(self) -> None:
         """Free the memory."""
         self._database.close()
+        self._gathered.close()
 
     def _build(self) -> None:
         with self.cursor() as cursor:
@@ -123,17 +103,19 @@ class Index:
         except duckdb.Error as error:
             self.notes.append(f"verdicts of {source.name} cannot be read: {_first_line(error)}")
             self._verdicts(cursor, [])
-        # All files at once are read in parallel. A damaged one fails them all, so then each is
+        # The files of a batch are read in parallel. A damaged one fails them all, so then each is
         # read by itself, and the damaged one is named.
-        try:
-            self._insert(cursor, number, source, answers)
-        except duckdb.Error:
-            for path in answers:
-                try:
-                    self._insert(cursor, number, source, [path])
-                except duckdb.Error as error:
-                    self.damaged.add(path)
-                    self._note_unreadable(path, _first_line(error))
+        is_gathered = len(answers) > MANY_FILES
+        for batch in batches(answers):
+            try:
+                self._insert(cursor, number, source, batch, is_gathered)
+            except duckdb.Error:
+                for path in batch:
+                    try:
+                        self._insert(cursor, number, source, [path], is_gathered)
+                    except duckdb.Error as error:
+                        self.damaged.add(path)
+                        self._note_unreadable(path, _first_line(error))
         cursor.execute("DROP TABLE verdicts")
 
     def shards(self, directory: Path | None) -> list[tuple[int, Path]]:
@@ -159,9 +141,9 @@ class Index:
             path = directory / name
             if not name.endswith(".parquet") or name.startswith("."):
                 continue
-            if not contained(path, self.run.root):
+            if path.is_symlink() and not contained(path, self.run.root):
                 self._note_unreadable(path, "it is a link out of the directories")
-            elif _has_both_ends(path):
+            elif has_both_ends(path):
                 kept.append(path)
             else:
                 self._note_unreadable(path, "it is half-written or no Parquet file")
@@ -180,34 +162,56 @@ class Index:
                 "peak_bytes BIGINT, verdict BIGINT)"
             )
             return
-        columns = _columns(cursor, paths[0])
+        columns = columns_of(cursor, paths[0])
         chosen = ", ".join(
             f"{name if name in columns else default} AS {name}"
             for name, default in _VERDICT_COLUMNS.items()
         )
-        cursor.execute(
-            f"CREATE TEMP TABLE verdicts AS SELECT prompt_id, sample_index, {chosen}, "
-            f"(f.number::BIGINT << {FILE_BITS}) | file_row_number AS verdict "
-            f"FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v "
-            "JOIN files f ON f.path = v.filename",
-            [[literal(path) for path in paths]],
-        )
+        is_gathered = len(paths) > MANY_FILES and "detail" in columns
+        detail = ", detail" if is_gathered else ""
+        for number, batch in enumerate(batches(paths)):
+            cursor.execute(
+                f"CREATE OR REPLACE TEMP TABLE batch AS SELECT prompt_id, sample_index, {chosen}, "
+                f"(f.number::BIGINT << {FILE_BITS}) | file_row_number AS verdict{detail} "
+                f"FROM read_parquet(?, filename=true, file_row_number=true, {OPTIONS}) v "
+                "JOIN files f ON f.path = v.filename",
+                [[literal(path) for path in batch]],
+            )
+            rows = "SELECT * EXCLUDE (detail) FROM batch" if is_gathered else "SELECT * FROM batch"
+            verb = "INSERT INTO verdicts" if number else "CREATE TEMP TABLE verdicts AS"
+            cursor.execute(f"{verb} {rows}")
+            if is_gathered:
+                select = "SELECT verdict AS position, detail AS text FROM batch"
+                self._gathered.add(cursor, batch[0].parent, select)
+        cursor.execute("DROP TABLE batch")
 
     def _insert(
-        self, cursor: duckdb.DuckDBPyConnection, number: int, source: Source, paths: list[Path]
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        number: int,
+        source: Source,
+        paths: Sequence[Path],
+        is_gathered: bool,
     ) -> None:
+        text = ", a.text" if is_gathered else ""
         cursor.execute(
-            f"""INSERT INTO answers SELECT
-              (f.number::BIGINT << {FILE_BITS}) | a.file_row_number, {number},
+            f"""CREATE OR REPLACE TEMP TABLE batch AS SELECT
+              (f.number::BIGINT << {FILE_BITS}) | a.file_row_number AS position, {number},
               ?, ?, a.prompt_id, a.sample_index, a.source, a.difficulty, a.finish_reason,
               coalesce(len(a.output_token_ids), 0), coalesce(v.outcome, 'not graded'),
               coalesce(v.num_passed, 0), coalesce(v.num_tests, 0), coalesce(v.time_s, 0),
-              coalesce(v.peak_bytes, 0), NULL, v.verdict
-            FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) a
+              coalesce(v.peak_bytes, 0), NULL, v.verdict{text}
+            FROM read_parquet(?, filename=true, file_row_number=true, {OPTIONS}) a
             JOIN files f ON f.path = a.filename
             LEFT JOIN verdicts v USING (prompt_id, sample_index)""",
             [source.stage, source.arm, [literal(path) for path in paths]],
         )
+        if is_gathered:
+            self._gathered.add(cursor, source.answers, "SELECT position, text FROM batch")
+            cursor.execute("INSERT INTO answers SELECT * EXCLUDE (text) FROM batch")
+        else:
+            cursor.execute("INSERT INTO answers SELECT * FROM batch")
+        cursor.execute("DROP TABLE batch")
 
     def set_health(self, classes: pa.Table) -> None:
         """Take a table of `position` and `classes`, the classes of health as bits."""
@@ -240,28 +244,40 @@ class Index:
 
     def _find(self, cursor: duckdb.DuckDBPyConnection, table: str, text: str) -> None:
         cursor.execute(f"CREATE TABLE {table} (position BIGINT)")
-        match = "contains(lower({}), lower(?))"
-        paths = [
-            literal(path) for source in self.sources for _, path in self.shards(source.answers)
-        ]
-        if paths:
-            cursor.execute(
-                f"""INSERT INTO {table} SELECT (f.number::BIGINT << {FILE_BITS}) |
-                  a.file_row_number
-                FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) a
-                JOIN files f ON f.path = a.filename WHERE {match.format("a.text")}""",
-                [paths, text],
-            )
         for source in self.sources:
-            verdicts = [path for _, path in self.shards(source.verdicts)]
-            if not verdicts or "detail" not in _columns(cursor, verdicts[0]):
-                continue
-            cursor.execute(
-                f"""INSERT INTO {table} SELECT position FROM answers a WHERE a.verdict IN (
-                  SELECT (f.number::BIGINT << {FILE_BITS}) | v.file_row_number
-                  FROM read_parquet(?, filename=true, file_row_number=true, {_OPTIONS}) v
-                  JOIN files f ON f.path = v.filename WHERE {match.format("v.detail")})""",
-                [[literal(path) for path in verdicts], text],
+            for positions, values in self._matches(cursor, source.answers, "text", text):
+                cursor.execute(f"INSERT INTO {table} {positions}", values)
+            for positions, values in self._matches(cursor, source.verdicts, "detail", text):
+                cursor.execute(
+                    f"INSERT INTO {table} SELECT position FROM answers "
+                    f"WHERE verdict IN ({positions})",
+                    values,
+                )
+
+    def _matches(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        directory: Path | None,
+        column: str,
+        text: str,
+    ) -> Iterator[tuple[str, list[Value]]]:
+        """Yield statements with their values for the positions of rows with a text."""
+        if gathered := self._gathered.of(directory):
+            yield (
+                "SELECT position FROM read_parquet(?) WHERE contains(lower(text), lower(?))",
+                [gathered, text],
+            )
+            return
+        paths = [path for _, path in self.shards(directory)]
+        if not paths or column not in columns_of(cursor, paths[0]):
+            return
+        for batch in batches(paths):
+            yield (
+                f"""SELECT (f.number::BIGINT << {FILE_BITS}) | r.file_row_number
+                FROM read_parquet(?, filename=true, file_row_number=true, {OPTIONS}) r
+                JOIN files f ON f.path = r.filename
+                WHERE contains(lower(r.{column}), lower(?))""",
+                [[literal(path) for path in batch], text],
             )
 
     def place(self, position: int) -> tuple[Path, int]:
@@ -274,21 +290,6 @@ _TABLE = """CREATE TABLE answers (
   sample_index INTEGER, benchmark VARCHAR, difficulty VARCHAR, finish VARCHAR, tokens INTEGER,
   outcome VARCHAR, num_passed INTEGER, num_tests INTEGER, time_s FLOAT, peak_bytes BIGINT,
   health UTINYINT, verdict BIGINT)"""
-
-
-def _columns(cursor: duckdb.DuckDBPyConnection, path: Path) -> set[str]:
-    described = cursor.execute("DESCRIBE SELECT * FROM read_parquet(?)", [[literal(path)]])
-    return {row[0] for row in described.fetchall()}
-
-
-def _has_both_ends(path: Path) -> bool:
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(len(_MAGIC))
-            handle.seek(-len(_MAGIC), 2)
-            return head == handle.read() == _MAGIC
-    except OSError:
-        return False
 
 
 def _first_line(error: Exception) -> str:

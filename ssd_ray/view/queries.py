@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ssd_ray.errors import UserError
 from ssd_ray.view.filters import CLASSES, FACETS, Filters
-from ssd_ray.view.index import Index, Value
+from ssd_ray.view.index import Index
+from ssd_ray.view.parquet import Value
 
 PAGE_ROWS = 50
 _COLUMNS = (

@@ -18,7 +18,8 @@ from ssd_ray.view.runs import Run
 _MAX_ROWS = 2_500_000
 _RECHECK_S = 5.0
 _LARGE_BYTES = 50 << 20
-"""Bytes of shards above which a page does not wait for the index."""
+_LARGE_FILES = 1000
+"""Bytes and number of shards above which a page does not wait for the index."""
 _PATIENCE_S = 0.15
 _LONGEST_S = 120.0
 
@@ -86,17 +87,19 @@ def _is_outdated(index: Index) -> bool:
 
 def _waited_for(reading: Future[Index], run: Run, earlier: Index | None) -> Index | None:
     """Wait for an index: to its end for a small run, else a moment."""
-    is_large = _num_bytes(run) > _LARGE_BYTES
     try:
-        return reading.result(_PATIENCE_S if is_large else _LONGEST_S)
+        return reading.result(_PATIENCE_S if _is_large(run) else _LONGEST_S)
     except TimeoutError:
         return earlier
 
 
-def _num_bytes(run: Run) -> int:
-    return sum(
-        path.stat().st_size
-        for source in run.sources()
-        for path in source.answers.glob("[!.]*.parquet")
-        if path.exists()
-    )
+def _is_large(run: Run) -> bool:
+    num_files = num_bytes = 0
+    for source in run.sources():
+        for path in source.answers.glob("[!.]*.parquet"):
+            num_files += 1
+            num_bytes += path.stat().st_size if path.exists() else 0
+            # Not to the end: a large run may have a hundred thousand shards.
+            if num_bytes > _LARGE_BYTES or num_files > _LARGE_FILES:
+                return True
+    return False

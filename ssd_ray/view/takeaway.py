@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd_ray.view.filters import Filters
-from ssd_ray.view.index import FILE_BITS, Index, Value, literal
+from ssd_ray.view.index import Index
+from ssd_ray.view.parquet import FILE_BITS, Value, literal
 from ssd_ray.view.queries import condition
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ssd_ray.errors import UserError
 from ssd_ray.view.answers import Answer
-from ssd_ray.view.index import Index, Value, literal
+from ssd_ray.view.index import Index
+from ssd_ray.view.parquet import Value, literal
 from ssd_ray.view.rendering import printable
 from ssd_ray.view.runs import read_document
 

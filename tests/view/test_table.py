@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 from ssd_ray.artifacts.shards import read_rows
 from ssd_ray.schema import Completion, Verdict
-from ssd_ray.view import queries
+from ssd_ray.view import index as index_module
+from ssd_ray.view import parquet, queries
 from ssd_ray.view.classes import classify
 from ssd_ray.view.filters import CLASSES, SORTS, Filters
 from ssd_ray.view.index import Index
@@ -243,3 +244,27 @@ def test_an_exported_site_has_its_links(made: Made, tmp_path: Path) -> None:
     for page in pages.values():
         for link in re.findall(r'(?:href|src)="([^"#]+)"', page):
             assert (site / link).exists(), link
+
+
+def test_many_small_shards_are_searched_alike(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Runs.below([made.path.parent]).get("first")
+    plain = Index(run)
+    monkeypatch.setattr(index_module, "MANY_FILES", 1)
+    monkeypatch.setattr(parquet, "BATCH_FILES", 1)
+    gathered = Index(run)
+    folder = Path(gathered._gathered.of(run.path / "generations" / "ssd")[0]).parent
+    assert not folder.is_relative_to(run.path)
+    for filters in (
+        Filters(),
+        Filters(q="PRINT"),
+        Filters(q="expected 4", arm=("ssd",)),
+        Filters(q="nothing like it"),
+        Filters(outcome=("accepted",), sort="num_passed"),
+    ):
+        pages = [queries.page(each, filters, rows=1000).rows for each in (plain, gathered)]
+        assert [(row.position, row.outcome) for row in pages[0]] == [
+            (row.position, row.outcome) for row in pages[1]
+        ]
+    assert queries.count(gathered, Filters(q="expected 4")).rows > 0
+    gathered.close()
+    assert not folder.exists()
