@@ -56,10 +56,12 @@ class Viewer:
         probes = sorted(self.runs.probes())
         if not rows:
             roots = ", ".join(str(root) for root in self.runs.roots)
-            raise UserError(
+            # No error: a view may be open before the first run, and shows it once it is there.
+            sentence = (
                 f"no run below {roots}: make one with `ssd-ray run quickstart`, or give the "
                 "directory of another"
             )
+            return pages.render("message.html.j2", sentence=sentence, refresh_s=3)
         rows.sort(key=lambda row: (row.state != "running", row.name))
         return pages.render("runs.html.j2", runs=rows, probes=probes)
 

@@ -136,4 +136,4 @@ def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:
 
 def message(sentence: str, status: int) -> HTMLResponse:
     """Return a page with one sentence."""
-    return render("message.html.j2", status, sentence=sentence)
+    return render("message.html.j2", status, sentence=sentence, refresh_s=0)

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+import time
 import urllib.request
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -38,7 +39,13 @@ def run(made: Made, tmp_path: Path) -> Path:
 
 def test_a_directory_without_runs(tmp_path: Path) -> None:
     client = client_of(tmp_path)
-    assert sentence(client.get("/").text).startswith(f"no run below {tmp_path}")
+    page = client.get("/")
+    assert page.status_code == 200
+    assert sentence(page.text).startswith(f"no run below {tmp_path}")
+    assert 'http-equiv="refresh"' in page.text
+    (tmp_path / "new" / "generations").mkdir(parents=True)
+    time.sleep(2.1)
+    assert "/run?run=new" in client.get("/").text
     with pytest.raises(UserError, match="is no directory"):
         Runs.below([tmp_path / "missing"])
 

@@ -233,6 +233,9 @@ def test_bars_and_logs_of_a_running_run_move(browser: Any, tmp_path: Path) -> No
             handle.write("samples: 7/40 answers, 0:09, <b>9</b> tok/s\n")
         page.wait_for_selector(".task:has-text('7/40 answers')")
         assert page.evaluate("document.querySelector('progress').value") == 7
+        (run / "logs" / "engine-1.log").write_text("<b>engine</b> ready\n")
+        page.click("summary:has-text('engine-1.log')")
+        assert "<b>engine</b> ready" in page.inner_text("[data-log='engine-1.log']")
         page.click("summary:has-text('progress.log')")
         assert "7/40 answers, 0:09, <b>9</b>" in page.inner_text("[data-log]")
         (run / "owner.json").write_text(json.dumps({"outcome": {"code": 0}}))

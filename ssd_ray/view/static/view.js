@@ -55,9 +55,9 @@ for (const place of document.querySelectorAll("[data-events]")) {
     const loss = document.createElement("p");
     loss.textContent = seen.loss;
     place.replaceChildren(...seen.bars.map(bar), loss);
-    for (const log of document.querySelectorAll("[data-log]")) {
-      const text = seen.logs[log.dataset.log];
-      if (text !== undefined && text !== log.textContent) log.textContent = text;
+    for (const [name, text] of Object.entries(seen.logs)) {
+      const log = logOf(name);
+      if (log && text !== log.textContent) log.textContent = text;
     }
   });
   events.addEventListener("end", () => { events.close(); location.reload(); });
@@ -106,6 +106,21 @@ if (shown && tip) {
     const place = places[Math.max(0, Math.min(places.length - 1, next()))];
     place.focus();
   });
+}
+
+// Engines and workers start later than the page, and their logs with them.
+function logOf(name) {
+  const logs = document.getElementById("logs");
+  if (!logs) return null;
+  const known = [...logs.querySelectorAll("[data-log]")].find((log) => log.dataset.log === name);
+  if (known) return known;
+  const folded = document.createElement("details");
+  const log = element("pre", "", "text");
+  log.dataset.log = name;
+  log.tabIndex = 0;
+  folded.append(element("summary", name), log);
+  logs.append(folded);
+  return log;
 }
 
 function element(name, text, ...classes) {
