@@ -97,6 +97,8 @@ def _arms(recipe: Recipe, run: Path, name: str, chosen: Capability) -> tuple[str
     every = arms.arms(recipe)
     student = next((each for each, arm in every.items() if arm.model == "ssd"), None)
     pair = (chosen.arm or student, chosen.against or arms.baseline(recipe))
+    if not (run / "report" / "scores.json").exists():
+        raise UserError(f"{run} has no report, which panel.{name} reads: run ssd-ray run first")
     scores = read_scores(run / "report" / "scores.json")
     if chosen.source not in scores.benchmarks:
         raise UserError(

@@ -50,7 +50,10 @@ def read_questions(path: Path, limit: int | None) -> tuple[ChoiceQuestion, ...]:
         UserError: the file is missing, or a row lacks a question, choices or an answer.
     """
     rows = read_file_rows(path, limit)
-    return tuple(_question(path, number, row) for number, row in enumerate(rows, start=1))
+    questions = tuple(_question(path, number, row) for number, row in enumerate(rows, start=1))
+    if not questions:
+        raise UserError(f"{path} has no question: add rows in a format of docs/panel.md")
+    return questions
 
 
 def read_prompts(path: Path, limit: int | None) -> tuple[str, ...]:
@@ -67,6 +70,8 @@ def read_prompts(path: Path, limit: int | None) -> tuple[str, ...]:
                 f"{path}: row {number} has no text in {', '.join(_PROMPT_FIELDS)}: add one of them"
             )
         texts.append(stated)
+    if not texts:
+        raise UserError(f"{path} has no text: add rows with one of {', '.join(_PROMPT_FIELDS)}")
     return tuple(texts)
 
 

@@ -188,6 +188,12 @@ def test_a_question_without_an_answer_is_refused(
         read_prompts(write_rows(tmp_path / "p.jsonl", {"other": 1}), None)
 
 
+@pytest.mark.parametrize("read", [read_questions, read_prompts])
+def test_a_file_without_rows_is_refused(read: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"empty.jsonl has no (question|text): add rows"):
+        read(write_rows(tmp_path / "empty.jsonl"), None)
+
+
 class Counter:
     """A model whose next token is the last one plus a step, for scoring."""
 
@@ -310,6 +316,12 @@ def test_a_panel_without_answers_is_refused(
     chosen = with_panel(finished, *overrides)
     with pytest.raises(UserError, match=message):
         panel(chosen, finished, tmp_path, LineProgress())
+
+
+def test_a_panel_of_an_unfinished_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    overrides = ["panel.x.kind=benchmark", "panel.x.source=builtin", "panel.x.tolerance=0.1"]
+    with pytest.raises(UserError, match=r"has no report, which panel.x reads: run ssd-ray run"):
+        panel(with_panel(finished, *overrides), tmp_path, tmp_path / "out", LineProgress())
 
 
 def test_a_panel_changes_no_artifact() -> None:
