@@ -97,20 +97,43 @@ def loss(run: Run) -> str:
         return ""
 
 
-async def events(run: Run, *, with_logs: bool = False) -> AsyncIterator[str]:
-    """Yield server-sent events: `state` where something changed, `end` once the run stopped."""
-    last = ""
-    while True:
-        tails = logs(run) if with_logs else []
-        state = {
+def _stamp(run: Run) -> list[tuple[str, int, int]]:
+    """Return name, time and size of each file that the page shows."""
+    folder = run.path / "logs"
+    stamp = []
+    for path in (*(folder / name for name in names(folder)), run.path / "checkpoint/loss.jsonl"):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        stamp.append((path.name, state.st_mtime_ns, state.st_size))
+    return sorted(stamp)
+
+
+def _state(run: Run, with_logs: bool) -> str:
+    tails = logs(run) if with_logs else []
+    return json.dumps(
+        {
             "bars": [asdict(bar) for bar in bars(run)],
             "loss": loss(run),
             "logs": {log.name: printable(log.text) for log in tails},
         }
-        text = json.dumps(state)
-        if text != last:
-            last = text
-            yield f"event: state\ndata: {text}\n\n"
+    )
+
+
+async def events(run: Run, *, with_logs: bool = False) -> AsyncIterator[str]:
+    """Yield server-sent events: `state` where something changed, `end` once the run stopped."""
+    last = ""
+    read_at: list[tuple[str, int, int]] | None = None
+    while True:
+        # Files are read only after a change: a watched run keeps its processor.
+        stamp = _stamp(run)
+        if stamp != read_at:
+            read_at = stamp
+            text = _state(run, with_logs)
+            if text != last:
+                last = text
+                yield f"event: state\ndata: {text}\n\n"
         if not run.exists or run.state() != "running":
             yield "event: end\ndata: {}\n\n"
             return
