@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ssd_ray.artifacts import files, shards
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
 from ssd_ray.training.observe.heldout import read_held_out
 from tests.support import surroundings
+from tests.support.browser import BROWSER
 from tests.support.commands import exit_status
 from tests.support.drawn_tokens import (
     largest_mass_before,
@@ -29,6 +31,7 @@ from tests.support.drawn_tokens import (
 )
 from tests.support.processes import command_of, is_starting, workers_of
 from tests.support.tiny_run import completions, engine_starts, finish, start, write_recipe
+from tests.view.followed import Followed, followed
 
 pytestmark = pytest.mark.real
 
@@ -48,6 +51,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "bad-data": {"temperature": 2.0, "top_k": None, "top_p": 1.0},
 }
 """Trained controls, with the decoding of their samples."""
+FOLLOWED = Followed()
+"""The uninterrupted run as its page showed it."""
 STAGES = ("samples", *(f"generations/{arm}" for arm in BASE_ARMS | SSD_ARMS))
 
 
@@ -117,7 +122,11 @@ def uninterrupted(
     folder, environment = odd
     out = folder.parent / "T=1.2 k=20" / "run #1 (100%) ü?"
     command = [surroundings.COMMAND, "run", str(recipe), "--out", str(out), "--quiet"]
-    return out, surroundings.run(command, folder, 580, **environment)
+    out.parent.mkdir()
+    with followed(out.parent) if BROWSER else nullcontext(FOLLOWED) as seen:
+        process = surroundings.run(command, folder, 580, **environment)
+    vars(FOLLOWED).update(vars(seen))
+    return out, process
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,18 @@ def test_a_run_works_in_odd_surroundings(
     unwrapped = process.stdout.replace("\n", "")
     assert str(out / "report" / "report.html") in unwrapped
     assert {path.name for path in odd[0].parent.iterdir()} >= {"T=1.2 k=20", "notes"}
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on PATH")
+def test_the_view_follows_a_run_from_start_to_end(reference: Path) -> None:
+    assert FOLLOWED.first_page.startswith("Not shown\n\nno run below")
+    assert (FOLLOWED.states[0], FOLLOWED.states[-1]) == ("running", "complete")
+    assert {"samples", "train", "generations/base"} <= FOLLOWED.bars.keys()
+    # The first answers take the start of an engine, so several states of a bar are seen.
+    assert max(map(len, FOLLOWED.bars.values())) > 2
+    assert len(FOLLOWED.logs["progress.log"]) > 5
+    assert any(name.startswith("engine-") for name in FOLLOWED.logs)
+    assert FOLLOWED.faults == []
 
 
 def test_sampled_ids_are_the_ids_trained_on(reference: Path) -> None:
