@@ -128,11 +128,14 @@ def test_a_fault_of_a_node_that_joins_later_ends_the_run(
             time.sleep(60)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # An earlier test of this process may have left Ray's handler, which ends the process.
+    terminates = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(OutsideError, match="no volume on sampler-1"):
             work()
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, terminates)
 
 
 def test_each_node_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
